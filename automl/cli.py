@@ -1,0 +1,392 @@
+"""The commands. Each reads its options, calls one function of the layers below, and prints.
+
+Functions are imported inside the commands: ``--help`` loads no framework.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from automl import __version__
+from automl.config import SearchConfig, make_config
+from automl.console import Console, paint, quiet_frameworks
+from automl.errors import AutomlError, Interrupted, UsageError
+from automl.options import (
+    DATA_SETTINGS,
+    config_options,
+    given_settings,
+    parse_pairs,
+    read_settings,
+)
+
+HEADLINE = ("roc_auc", "balanced_accuracy", "accuracy", "recall", "specificity", "ece")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="automl")
+def cli() -> None:
+    """From a folder of medical images to a model and a report that can be believed."""
+
+
+def talk_options(command: Any) -> Any:
+    """``--json -q -v`` and the Console made of them, passed as ``console``."""
+
+    def wrapped(as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
+        if not verbose:
+            quiet_frameworks()
+        return command(console=Console(quiet, verbose, as_json), **options)
+
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="show more, and tracebacks"),
+        click.option("-q", "--quiet", is_flag=True, help="show warnings and errors only"),
+        click.option("--json", "as_json", is_flag=True, help="one JSON document on stdout"),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+@cli.command()
+@config_options()
+@click.option("--config", "config_file", metavar="FILE.yaml", help="settings; options win over it")
+@click.option("--resume", is_flag=True, help="go on with the run of this name")
+@click.option("--overwrite", is_flag=True, help="throw away the run of this name")
+@click.option("--dry-run", is_flag=True, help="print the plan and stop before any training")
+@talk_options
+def search(
+    console: Console,
+    config_file: str | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Search for the best model, evaluate it, write its report, export it."""
+    config = make_config({**read_settings(config_file), **given_settings(options)})
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite throws it away: choose one.")
+    from automl import pipeline
+
+    if dry_run:
+        plan = pipeline.plan_search(config, console)
+        if console.json:
+            print_json(plan)
+        return
+    run = pipeline.run_search(
+        config,
+        resume=resume,
+        overwrite=overwrite,
+        command=command_line(sys.argv, config),
+        console=console,
+    )
+    if console.json:
+        print_json(summarise(run))
+    else:
+        console.summary(summary_lines(run))
+
+
+@cli.command()
+@click.argument("data")
+@config_options(DATA_SETTINGS)
+@talk_options
+def audit(console: Console, data: str, **options: Any) -> None:
+    """Look at DATA without training: findings, near-copies, a split that does not leak."""
+    config = make_config({"data": data, **given_settings(options)})
+    from automl.pipeline import audit_data
+
+    dataset, result = audit_data(config, console)
+    if console.json:
+        print_json(result.to_json())
+        return
+    counts = {name: int((dataset.targets == i).sum()) for i, name in enumerate(dataset.classes)}
+    classes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    console.say(f"{dataset.name}: {len(dataset.samples):,} images ({classes})")
+    for finding in result.findings:
+        console.say(f"\n{finding.severity}: {finding.title}")
+        if finding.remedy:
+            console.say(f"  {finding.remedy}")
+        if finding.examples:
+            console.say(f"  for example {', '.join(finding.examples[:3])}")
+    if not result.findings:
+        console.say("No findings.")
+
+
+@cli.command()
+@click.argument("run")
+@talk_options
+def report(console: Console, run: str) -> None:
+    """Render RUN's report.html again from its files; needs no TensorFlow."""
+    folder = find_run(run)
+    from automl.reporting.render import render_report
+
+    path = render_report(read_report(folder), folder)
+    if console.json:
+        print_json({"report": str(path)})
+    else:
+        console.say(str(path))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", metavar="FILE.csv|.json", help="write there instead of to stdout")
+@talk_options
+def predict(console: Console, model: str, images: tuple[str, ...], out: str | None) -> None:
+    """Classify IMAGES (files or folders) with MODEL, a run folder or a SavedModel folder."""
+    if out is not None and Path(out).suffix.lower() not in (".csv", ".json"):
+        raise UsageError(f"--out {out} must end in .csv or .json.")
+    from automl.serving.predictor import load
+
+    predictions = load(model).predict([Path(image) for image in images])
+    as_json = console.json if out is None else Path(out).suffix.lower() == ".json"
+    text = predictions_json(predictions) if as_json else predictions_csv(predictions)
+    if out is None:
+        print_result(text)
+    else:
+        Path(out).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        console.say(f"{len(predictions)} predictions in {out}")
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("data")
+@click.option("--map", "pairs", multiple=True, metavar="THEIRS=OURS", help="rename a label of DATA")
+@talk_options
+def evaluate(console: Console, run: str, data: str, pairs: tuple[str, ...]) -> None:
+    """Test RUN's model on DATA, images from elsewhere; the result joins RUN's report."""
+    folder = find_run(run)
+    from automl.pipeline import evaluate_run
+
+    result = evaluate_run(folder, data, parse_pairs(pairs, "--map"), console)
+    if console.json:
+        print_json(result)
+
+
+@cli.command()
+@click.argument("run")
+@click.option(
+    "--format", "formats", required=True, metavar="NAME,…", help="saved_model, tflite, onnx"
+)
+@talk_options
+def export(console: Console, run: str, formats: str) -> None:
+    """Write RUN's model in further formats, each proved to give the same answers."""
+    folder = find_run(run)
+    from automl.serving.export import export_model
+
+    results = [export_model(folder, name.strip()) for name in formats.split(",")]
+    if console.json:
+        print_json([str(result) for result in results])
+    for result in results:
+        console.say(str(result))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…")
+@talk_options
+def compare(console: Console, runs: tuple[str, ...]) -> None:
+    """Put runs side by side on one page."""
+    if len(runs) < 2:
+        raise UsageError("compare needs at least two runs, such as reports/a reports/b.")
+    folders = [find_run(run) for run in runs]
+    from automl.reporting.compare import compare_runs
+
+    path = compare_runs(folders)
+    if console.json:
+        print_json({"report": str(path)})
+    else:
+        console.say(str(path))
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--tracking-uri", metavar="URI", help="MLflow server or store [the run's own]")
+@talk_options
+def sync(console: Console, run: str, tracking_uri: str | None) -> None:
+    """Send to MLflow what RUN's journal has and the server lacks."""
+    folder = find_run(run)
+    from automl.tracking.mlflow_sink import sync_run
+
+    result = sync_run(folder, tracking_uri)
+    if console.json:
+        print_json(result)
+    else:
+        console.say(f"{folder} is in MLflow.")
+
+
+@cli.command()
+@click.option("--out", default="reports", metavar="FOLDER", help="where runs would be written")
+@click.option("--tracking-uri", metavar="URI", help="MLflow server or store to try")
+@talk_options
+def doctor(console: Console, out: str, tracking_uri: str | None) -> int:
+    """Check this machine: versions, weights, processor, folders, MLflow."""
+    from automl.doctor import examine, render_checks
+
+    checks = examine(Path(out), tracking_uri)
+    if console.json:
+        print_json(checks)
+    else:
+        console.say(render_checks(checks))
+    return 1 if any(check["status"] == "missing" for check in checks) else 0
+
+
+def find_run(run: str) -> Path:
+    """The run's folder, from its path or its name under reports/.
+
+    Raises:
+        UsageError: there is none, or it has no report.json.
+    """
+    for folder in (Path(run), Path("reports") / run):
+        if (folder / "report.json").is_file() or (folder / "journal.jsonl").is_file():
+            return folder
+    if not Path(run).exists():
+        raise UsageError(f"There is no run {run}. Give a folder such as reports/NAME.")
+    raise UsageError(f"{run} is not a run: it holds neither report.json nor journal.jsonl.")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The run's report.json."""
+    try:
+        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} has no report.json yet: its search did not end. Go on with "
+            f"'automl search --name {folder.name} --resume' and the options it began with."
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{folder}/report.json is not JSON: {error}.") from error
+
+
+def summarise(run: Any) -> dict[str, Any]:
+    """What ``automl search --json`` prints."""
+    test = run.report["evaluation"]["test"]
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "report": str(run.report_path),
+        "model": str(run.model_dir),
+        "best": run.report["search"]["best"],
+        "threshold": test.get("threshold"),
+        "metrics": test["metrics"],
+        "verdict": run.report.get("verdict"),
+    }
+
+
+def summary_lines(run: Any) -> list[str]:
+    """The same for a person."""
+    test = run.report["evaluation"]["test"]["metrics"]
+    lines = ["On the test set, with 95 % intervals:"]
+    for name in HEADLINE:
+        if test.get(name, {}).get("value") is not None:
+            metric = test[name]
+            interval = ""
+            if metric.get("low") is not None:
+                interval = f"  ({metric['low']:.3f} to {metric['high']:.3f})"
+            lines.append(f"  {name.replace('_', ' '):<18}{metric['value']:.3f}{interval}")
+    return [*lines, "", f"report  {run.report_path}", f"model   {run.model_dir}"]
+
+
+def predictions_csv(predictions: Sequence[Any]) -> str:
+    """One row an image; columns image, label, probability, probability_<class>…, flags, message."""
+    classes = list(dict.fromkeys(name for item in predictions for name in item.probabilities))
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        ["image", "label", "probability", *(f"probability_{name}" for name in classes)]
+        + ["flags", "message"]
+    )
+    for item in predictions:
+        row: list[Any] = [item.image, item.label, item.probability]
+        row += [item.probabilities.get(name) for name in classes]
+        row += [";".join(item.flags), item.message]
+        writer.writerow(f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row)
+    return out.getvalue()
+
+
+def predictions_json(predictions: Sequence[Any]) -> str:
+    """A list of objects with the fields of Prediction."""
+    return json.dumps([vars(item) for item in predictions], indent=2, allow_nan=False) + "\n"
+
+
+def print_json(document: Any) -> None:
+    print_result(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def print_result(text: str) -> None:
+    """To standard output, whatever its encoding; a reader that left ends the command."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def command_line(arguments: Sequence[str], config: SearchConfig) -> str:
+    """The command as it can be typed again; credentials in addresses are masked."""
+    program = Path(arguments[0]).name
+    start = f"python {program}" if program == "run_search.py" else "automl"
+    line = shlex.join(arguments[1:])
+    return re.sub(r"(://)[^/@\s']+@", r"\1***@", f"{start} {line}".strip())
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Parse ``arguments``, run the command, print its error if any; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # `kill`, `docker stop` and a job scheduler end a search as Ctrl-C does: resumable.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with cli.make_context("automl", list(arguments)) as context:
+            return cli.invoke(context) or 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print_error(f"Interrupted.{resume_hint(arguments)}", "stopped")
+        return Interrupted.exit_code
+    except AutomlError as error:
+        show_traceback(arguments)
+        print_error(str(error), "stopped" if isinstance(error, Interrupted) else "error")
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has what it wanted; nothing more may be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        show_traceback(arguments)
+        text = " ".join(str(error).split()) or "no message"
+        print_error(f"{type(error).__name__}: {text[:500]} (-v shows where)", "unexpected error")
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def resume_hint(arguments: Sequence[str]) -> str:
+    """How to go on with an interrupted search; nothing for other commands."""
+    if not arguments or arguments[0] != "search":
+        return ""
+    kept = [part for part in arguments if part not in ("--resume", "--overwrite")]
+    return f" Go on with: automl {shlex.join([*kept, '--resume'])}"
+
+
+def show_traceback(arguments: Sequence[str]) -> None:
+    if {"-v", "--verbose"} & set(arguments):
+        traceback.print_exc()
+
+
+def print_error(text: str, word: str) -> None:
+    sys.stderr.write(paint(f"{word}: ", "31", sys.stderr) + text + "\n")
+
+
+Command = Callable[..., Any]

@@ -1,0 +1,163 @@
+"""What a person sees while a command runs.
+
+Results go to standard output. Progress and warnings go to standard error, so that
+``automl predict … > predictions.csv`` stays clean. A terminal that went away (a closed
+pipe, a lost connection) never ends a search.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+# Seconds between two updates of a line on a terminal, and between two lines in a log file.
+TERMINAL_PERIOD = 0.1
+LOG_PERIOD = 15.0
+
+# Set before the first import; what the user has set already stays.
+QUIET_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GRPC_VERBOSITY": "ERROR",
+    "GLOG_minloglevel": "3",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+CHATTY_LOGGERS = ("absl", "alembic", "h5py", "mlflow", "sqlalchemy", "tensorflow", "urllib3")
+
+
+def quiet_frameworks() -> None:
+    """Keep TensorFlow, MLflow and their companions from talking; call before their import."""
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(keras|keras_tuner|tensorflow|mlflow)(\.|$)")
+
+
+def format_seconds(seconds: float) -> str:
+    """``8 s``, ``2 min 05 s``, ``1 h 03 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Console:
+    """Says things; works on a terminal, in a log file and with nobody listening.
+
+    Args:
+        quiet: no progress and no text, only warnings.
+        verbose: also what ``detail`` is given.
+        json: standard output is kept for one JSON document, all text goes to standard error.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.json = json
+        self._lock = threading.RLock()
+        self._stage: tuple[str, int] | None = None
+        self._stage_start = (0.0, 0)
+        self._last_update = 0.0
+        self._open_line = False
+
+    def say(self, text: str = "") -> None:
+        """One or more lines for the person who waits."""
+        if not self.quiet:
+            self._write_line(text, sys.stderr if self.json else sys.stdout)
+
+    def detail(self, text: str) -> None:
+        """A line that only ``-v`` shows."""
+        if self.verbose:
+            self._write_line(text, sys.stderr)
+
+    def warn(self, text: str) -> None:
+        """A line that even ``-q`` shows."""
+        self._write_line(paint("warning: ", "33", sys.stderr) + text, sys.stderr)
+
+    def summary(self, lines: Iterable[str]) -> None:
+        """The result in a few lines, set apart from what came before."""
+        self.say("\n" + "\n".join(lines))
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """``done`` of ``total`` steps of ``what`` are finished; call it as often as you like.
+
+        A terminal shows one line that is rewritten, a log file a line every 15 seconds.
+        The time left assumes that the rest goes at the pace since ``what`` began.
+        """
+        if self.quiet:
+            return
+        with self._lock:
+            now = time.monotonic()
+            if self._stage != (what, total) or done < self._stage_start[1]:
+                self._stage = (what, total)
+                self._stage_start = (now, done)
+                self._last_update = now if not is_terminal(sys.stderr) else 0.0
+            finished = done >= total
+            live = is_terminal(sys.stderr)
+            period = TERMINAL_PERIOD if live else LOG_PERIOD
+            if not finished and now - self._last_update < period:
+                return
+            self._last_update = now
+            text = progress_text(what, done, total, now, self._stage_start)
+            if finished:
+                self._stage = None
+            if not live:
+                self._write_line(text, sys.stderr)
+                return
+            self._open_line = not finished
+            write(sys.stderr, f"\r\x1b[2K{text}" + ("\n" if finished else ""))
+
+    def _write_line(self, text: str, stream: TextIO) -> None:
+        with self._lock:
+            if self._open_line:
+                write(sys.stderr, "\r\x1b[2K")
+                self._open_line = False
+            write(stream, text + "\n")
+
+
+def progress_text(what: str, done: int, total: int, now: float, start: tuple[float, int]) -> str:
+    """``reading images: 1,204 of 3,762 (32 %), 12 s left``; times in seconds, monotonic."""
+    share = f" ({100 * done // total} %)" if total else ""
+    text = f"{what}: {done:,} of {total:,}{share}"
+    elapsed, steps = now - start[0], done - start[1]
+    if done >= total:
+        return text + (f", {format_seconds(elapsed)}" if elapsed >= 1 else "")
+    # A guess from the first second would jump about.
+    if steps > 0 and elapsed >= 1:
+        text += f", {format_seconds(elapsed / steps * (total - done))} left"
+    return text
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether lines can be rewritten on ``stream``."""
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def paint(text: str, code: str, stream: TextIO) -> str:
+    """``text`` in an ANSI colour on a terminal, unless NO_COLOR is set (no-color.org)."""
+    if not is_terminal(stream) or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write to a stream that may have gone away."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):
+        # A closed pipe or a lost terminal; the interpreter would try to flush it once more.
+        if stream in (sys.stdout, sys.stderr):
+            replacement: Any = open(os.devnull, "w")  # noqa: SIM115
+            setattr(sys, "stdout" if stream is sys.stdout else "stderr", replacement)
