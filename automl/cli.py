@@ -302,10 +302,8 @@ def predictions_csv(predictions: Sequence[Any]) -> str:
     classes = list(dict.fromkeys(name for item in predictions for name in item.probabilities))
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["image", "label", "probability", *(f"probability_{name}" for name in classes)]
-        + ["flags", "message"]
-    )
+    columns = [f"probability_{name}" for name in classes]
+    writer.writerow(["image", "label", "probability", *columns, "flags", "message"])
     for item in predictions:
         row: list[Any] = [item.image, item.label, item.probability]
         row += [item.probabilities.get(name) for name in classes]

@@ -4,8 +4,10 @@ Command-line flags and YAML keys are generated from the fields, so a new setting
 line here. Types must stay real objects: no ``from __future__ import annotations``.
 """
 
+import difflib
+import math
 import re
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,32 +73,33 @@ class SearchConfig:
     group_column: str | None = setting(None, "column with the patient, kept on one side")
     split_column: str | None = setting(None, "column with train, val or test")
     positive: str | None = setting(None, "the class that a positive result means")
-    split: str = setting(
-        "grouped", "how to divide the images", metavar="grouped|random|FILE.csv"
-    )
+    split: str = setting("grouped", "how to divide the images", metavar="grouped|random|FILE.csv")
     val_fraction: float = setting(0.15, "share of images for validation", low=0.01, high=0.8)
     test_fraction: float = setting(0.15, "share of images for the test", low=0.01, high=0.8)
     twin_threshold: float = setting(
         0.98, "correlation of thumbnails above which two images are twins", low=0.5, high=1.0
     )
-    balance: str = setting(
-        "oversample", "how the training set is balanced", choices=BALANCES
-    )
+    balance: str = setting("oversample", "how the training set is balanced", choices=BALANCES)
     image_size: int = setting(160, "side of the square input in pixels", low=32, high=512)
     width: tuple[float, ...] = setting((0.35,), "MobileNetV2 width(s)", many=float, choices=WIDTHS)
     weights: str | None = setting(
-        None, "backbone weights; default none for the sample, else imagenet",
+        None,
+        "backbone weights; default none for the sample, else imagenet",
         metavar="imagenet|none|PATH",
     )
     fine_tune_depths: tuple[int, ...] = setting(
-        (0, 1, 2, 4, 7), "inverted-residual blocks that may be trained, from the end",
-        many=int, low=0, high=N_BLOCKS,
+        (0, 1, 2, 4, 7),
+        "inverted-residual blocks that may be trained, from the end",
+        many=int,
+        low=0,
+        high=N_BLOCKS,
     )
     max_epochs: int = setting(27, "epochs of the longest trial (R)", low=1, high=1000)
     min_epochs: int = setting(1, "epochs of the shortest trial", low=1, high=1000)
     factor: int = setting(3, "one in FACTOR trials is promoted (eta)", low=2, high=10)
     budget: float | None = setting(
-        None, "wall-clock limit such as 10m or 1h30m; the schedule is chosen to fit",
+        None,
+        "wall-clock limit such as 10m or 1h30m; the schedule is chosen to fit",
         metavar="TIME",
     )
     objective: str = setting("roc_auc", "what the search optimises", choices=OBJECTIVES)
@@ -125,19 +128,22 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            check_value(item.name, getattr(self, item.name), item.metadata)
+            value = parse_value(item, getattr(self, item.name))
+            check_value(item.name, value, item.metadata)
+            object.__setattr__(self, item.name, value)
         if self.val_fraction + self.test_fraction > 0.9:
             raise UsageError(
-                f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave "
-                "less than a tenth of the images for training. Make their sum at most 0.9."
+                f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} "
+                "leave less than a tenth of the images for training. Make their sum at most 0.9."
             )
         if self.min_epochs > self.max_epochs:
             raise UsageError(
                 f"--min-epochs {self.min_epochs} is more than --max-epochs {self.max_epochs}."
             )
-        if self.name is not None and not re.fullmatch(r"[\w][\w .+-]{0,119}", self.name):
+        if self.name is not None and not is_folder_name(self.name):
             raise UsageError(
-                f"--name {self.name!r} cannot be a folder name. Use letters, digits, '-', '_' and '.'."
+                f"--name {self.name!r} cannot be a folder name. Use letters, digits, '-', '_' and "
+                "'.', at most 120 of them, the first a letter or a digit."
             )
 
     @property
@@ -162,52 +168,86 @@ def make_config(settings: dict[str, Any]) -> SearchConfig:
     known = {item.name: item for item in fields(SearchConfig)}
     for key in settings:
         if key not in known:
-            raise UsageError(
-                f"There is no setting {key!r}. Known settings: {', '.join(sorted(known))}."
-            )
-    preset = settings.get("preset", known["preset"].default)
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset!r} is not known. Allowed: {', '.join(PRESETS)}.")
-    merged = {**PRESETS[preset], **{k: parse_value(known[k], v) for k, v in settings.items()}}
-    return replace(SearchConfig(), **merged)
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(known))}."
+            raise UsageError(f"There is no setting {key!r}. {hint}")
+    preset = parse_value(known["preset"], settings.get("preset", known["preset"].default))
+    check_value("preset", preset, known["preset"].metadata)
+    return SearchConfig(**{**PRESETS[preset], **settings})
 
 
 def parse_value(item: Any, value: Any) -> Any:
-    """Turn what a flag or a YAML file holds into the field's type."""
-    if value is None:
-        return None
+    """Turn what a flag, a YAML file or a Python call holds into the field's type.
+
+    Raises:
+        UsageError: the value is of another kind, such as a list for a number.
+    """
     many = item.metadata.get("many")
     try:
+        if value is None:
+            if item.default is not None:
+                raise ValueError
+            return None
         if many:
             parts = value.split(",") if isinstance(value, str) else value
             parts = parts if isinstance(parts, (list, tuple)) else [parts]
-            return tuple(many(part) for part in parts)
+            return tuple(parse_number(many, part) for part in parts)
         if item.metadata.get("metavar") == "TIME":
             return parse_seconds(value)
-        kind = item.type if isinstance(item.type, type) else None
-        if kind is bool:
+        if item.type is bool:
             if not isinstance(value, bool):
                 raise ValueError
             return value
-        if kind in (int, float):
-            number = kind(value)
-            if isinstance(value, bool) or number != float(value):
-                raise ValueError
-            return number
-        return str(value) if not isinstance(value, Path) else str(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{flag(item.name)} cannot be {value!r}: {item.metadata['help']}.") from None
+        if item.type in (int, float):
+            return parse_number(item.type, value)
+        return parse_text(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = f" {error}" if type(error) is Unreadable else ""
+        raise UsageError(
+            f"{flag(item.name)} cannot be {value!r}: {item.metadata['help']}.{reason}"
+        ) from None
+
+
+class Unreadable(ValueError):
+    """A value that has an explanation of its own."""
+
+
+def parse_number(kind: type, value: Any) -> Any:
+    """``"3"`` or 3.0 → 3 for an int; truth values, NaN and fractions of an int are refused."""
+    number = kind(value)
+    if isinstance(value, bool) or number != float(value) or not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def parse_text(value: Any) -> str:
+    """Text, a path or a number as text. YAML reads a bare yes, no, on or off as a truth value."""
+    if isinstance(value, bool):
+        raise Unreadable("Put yes, no, on, off, true and false in quotes when they are text.")
+    if not isinstance(value, (str, Path, int, float)) or not str(value).strip():
+        raise ValueError
+    return str(value)
 
 
 def parse_seconds(value: Any) -> float:
-    """``90``, ``"90s"``, ``"10m"``, ``"1h30m"`` → seconds."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", value.strip())
-    if not value.strip() or match is None:
-        raise UsageError(f"{value!r} is not a time. Write it as 90s, 10m or 1h30m.")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds
+    """``90``, ``"90s"``, ``"10m"``, ``"1h30m"`` → seconds, finite and above 0."""
+    if isinstance(value, str):
+        number = r"(\d+(?:\.\d+)?)"
+        match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", value.strip().lower())
+        hours, minutes, seconds = (
+            (float(part or 0) for part in match.groups()) if match else [0] * 3
+        )
+        value = hours * 3600 + minutes * 60 + seconds
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        value = 0
+    if not 0 < value < math.inf:
+        raise Unreadable("Write a time as 90s, 10m or 1h30m.")
+    return float(value)
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether ``name`` is one folder on every file system (255 bytes), and not hidden."""
+    return re.fullmatch(r"\w[\w .+-]{0,119}", name) is not None and len(name.encode()) <= 240
 
 
 def check_value(name: str, value: Any, rules: Any) -> None:
@@ -222,8 +262,6 @@ def check_value(name: str, value: Any, rules: Any) -> None:
             raise UsageError(
                 f"{flag(name)} must be between {rules['low']} and {rules['high']}, not {part}."
             )
-    if rules.get("metavar") == "TIME" and value <= 0:
-        raise UsageError(f"{flag(name)} must be longer than nothing, such as 10m.")
     if rules.get("many") and (not value or len(set(value)) != len(value)):
         raise UsageError(f"{flag(name)} needs one or more different values, not {value!r}.")
 

@@ -1,6 +1,5 @@
 """From the fields of SearchConfig to command-line options, and from YAML to settings."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -117,9 +116,3 @@ def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:
             raise UsageError(f"{option} {part!r} must be written as THEIRS=OURS.")
         result[name.strip()] = value.strip()
     return result
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """`` Did you mean 'x'?`` or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

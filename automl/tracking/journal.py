@@ -6,11 +6,12 @@ journal is opened for writing again. Times are seconds since the epoch and only 
 durations are measured with a monotonic clock and written as such.
 """
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,32 +28,49 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     Raises:
         StorageError: a line other than the last is not JSON, or a newer schema wrote it.
     """
-    if not path.exists():
-        return []
-    return list(iter_events(path.read_bytes(), path))
+    return load_events(path)[0]
 
 
-def iter_events(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    """Decode complete lines; what follows the last newline was torn and is ignored."""
+def load_events(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole events, and how many bytes of the file they take."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+    events, size = [], 0
+    # What follows the last newline was torn: `append` had not returned.
     lines = data.split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-            schema = event.get("schema", SCHEMA_VERSION)
-        except (ValueError, AttributeError):
+        event = parse_event(line)
+        if event is None:
             # A crash can leave a last line whose newline reached the disk before its text.
             if number == len(lines):
-                return
+                break
             raise StorageError(
                 f"{path}, line {number}, is not a journal entry. The file was altered or the disk "
                 "damaged it. Restore it from a backup, or start again with --overwrite."
-            ) from None
-        if schema > SCHEMA_VERSION:
+            )
+        if event.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
             raise StorageError(
-                f"{path} was written by a newer automl (schema {schema}; this one reads "
+                f"{path} was written by a newer automl (schema {event['schema']}; this one reads "
                 f"{SCHEMA_VERSION}). Update automl to go on with this run."
             )
-        yield event
+        events.append(event)
+        size += len(line) + 1
+    return events, size
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """One line, or None if it is not an event."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    return event if isinstance(event.get("schema", SCHEMA_VERSION), int) else None
 
 
 class Journal:
@@ -73,23 +91,29 @@ class Journal:
         except OSError as error:
             raise StorageError(f"Cannot write {self.path}: {error.strerror}.") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise UsageError(
-                f"Another process is writing to {self.path.parent}. Wait for it to end, stop it, or "
-                "choose another --name."
-            ) from None
-        try:
-            self.events = read_journal(self.path)
-            # Cut a torn tail, so that the next line starts on a line of its own.
-            whole = sum(len(line) + 1 for line in _whole_lines(self.path, len(self.events)))
-            os.ftruncate(self._file.fileno(), whole)
+            self._lock()
+            self.events, size = load_events(self.path)
+            # Cut a torn tail, so that the next entry starts on a line of its own.
+            os.ftruncate(self._file.fileno(), size)
             os.fsync(self._file.fileno())
+            sync_folder(self.path.parent)
+        except OSError as error:
+            self._file.close()
+            raise StorageError(f"Cannot write {self.path}: {error.strerror}.") from error
         except BaseException:
             self._file.close()
             raise
         return self
+
+    def _lock(self) -> None:
+        """Taken before reading; the system lets go of it when this process ends, however."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"Another process is writing to {self.path.parent}. Wait for it to end, stop it, "
+                "or choose another --name."
+            ) from None
 
     def __exit__(
         self,
@@ -113,16 +137,23 @@ class Journal:
         try:
             written = self._file.write(line)
             if written != len(line):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
-            os.ftruncate(self._file.fileno(), end)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), end)
             raise StorageError(
-                f"Cannot write {self.path}: {error.strerror}. Free some space and go on with --resume."
+                f"Cannot write {self.path}: {error.strerror}. Free some space, then go on with "
+                "--resume."
             ) from error
         self.events.append(entry)
         return entry
 
 
-def _whole_lines(path: Path, count: int) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:count]
+def sync_folder(folder: Path) -> None:
+    """Make a new file's name survive a crash, not only its contents."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
