@@ -1,0 +1,139 @@
+"""The two runtimes that can answer for a model folder, behind one call.
+
+``LiteEngine`` runs ``model.tflite`` with LiteRT (XNNPACK), one image at a time and one
+interpreter for each calling thread; TensorFlow is not even imported. ``SavedModelEngine``
+runs the SavedModel itself. Both take and give the same arrays and may be called from
+several threads.
+"""
+
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from automl.errors import ModelError
+
+# Operations that touch files, processes or Python. A classifier needs none of them, and a
+# SavedModel that has one would run it on the machine of whoever loads it.
+UNSAFE_OPERATIONS = frozenset(
+    {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc"}
+)
+
+
+class Engine(Protocol):
+    """Runs a model on pixels; ``name`` says with what."""
+
+    name: str
+
+    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (n, size, size, 3) → probabilities (n, classes) and features (n, channels)."""
+        ...
+
+
+class LiteEngine:
+    """LiteRT with one single-threaded interpreter for each thread that calls ``run``."""
+
+    name = "litert"
+
+    def __init__(self, path: Path) -> None:
+        self._data = path.read_bytes()
+        self._local = threading.local()
+        try:
+            self._runner()
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"{path} cannot be loaded: {error}.") from error
+
+    def _runner(self):
+        if not hasattr(self._local, "runner"):
+            interpreter = make_interpreter(self._data)
+            self._local.interpreter = interpreter
+            self._local.runner = interpreter.get_signature_runner("serving_default")
+        return self._local.runner
+
+    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        runner = self._runner()
+        answers = [runner(pixels=image[np.newaxis].astype(np.float32)) for image in pixels]
+        return (
+            np.concatenate([answer["probabilities"] for answer in answers]),
+            np.concatenate([answer["features"] for answer in answers]),
+        )
+
+
+class SavedModelEngine:
+    """TensorFlow, whose own threads share the work of a batch."""
+
+    name = "saved_model"
+
+    def __init__(self, folder: Path, trust: bool = False) -> None:
+        import tensorflow as tf
+
+        if not trust:
+            refuse_unsafe_operations(folder)
+        try:
+            self._model = tf.saved_model.load(str(folder))
+            self._classify = self._model.signatures["serving_default"]
+            self._embed = self._model.signatures["embed"]
+        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+            raise ModelError(
+                f"{folder} cannot be loaded as a SavedModel with the signatures serving_default "
+                f"and embed: {error}."
+            ) from error
+        self._tensor = tf.constant
+
+    def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = self._tensor(pixels.astype(np.float32))
+        probabilities = self._classify(images=images)["probabilities"].numpy()
+        return probabilities, self._embed(images=images)["features"].numpy()
+
+
+def make_interpreter(data: bytes):
+    """A LiteRT interpreter with one thread, from ai-edge-litert or else TensorFlow's copy."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import tensorflow as tf
+
+            return tf.lite.Interpreter(model_content=data, num_threads=1)
+    return Interpreter(model_content=data, num_threads=1)
+
+
+def refuse_unsafe_operations(folder: Path) -> None:
+    """Look into saved_model.pb without running it.
+
+    Raises:
+        ModelError: its graph reads or writes files or calls Python, or cannot be parsed.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel()
+    try:
+        saved.ParseFromString((folder / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError) as error:
+        raise ModelError(f"{folder / 'saved_model.pb'} is not a SavedModel: {error}.") from None
+    found = UNSAFE_OPERATIONS & set(list_operations(saved))
+    if found:
+        raise ModelError(
+            f"{folder} holds operations that no classifier needs ({', '.join(sorted(found))}). "
+            "It was not written by automl; load it with --trust only if you know who made it."
+        )
+
+
+def list_operations(saved: "SavedModel") -> list[str]:  # noqa: F821
+    """The kind of every node in every graph and function of a parsed SavedModel."""
+    kinds = []
+    for meta in saved.meta_graphs:
+        kinds += [node.op for node in meta.graph_def.node]
+        for function in meta.graph_def.library.function:
+            kinds += [node.op for node in function.node_def]
+    return kinds
+
+
+def count_workers() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

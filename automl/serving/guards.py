@@ -1,0 +1,158 @@
+"""What a model knows of its training data, so that it can say when not to rely on it.
+
+Three warnings: an image that is unlike the training data, one that was (nearly) in it, and
+one for which the conformal set at 90 % does not hold exactly one class. All come from
+``assets.extra/guards.npz``: plain arrays, read without pickle. The thumbnails in it are 32 x 32
+pictures of training images; treat the file as carefully as those images.
+"""
+
+import io
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from automl.errors import ModelError
+from automl.serving.manifest import MANIFEST_FILE, read_info, read_json, write_info
+from automl.serving.novelty import fit_novelty, score_novelty
+
+GUARDS_FILE = "assets.extra/guards.npz"
+COVERAGE = 0.90
+TWIN_THRESHOLD = 0.98
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Arrays behind the flags.
+
+    ``novelty`` is what ``fit_novelty`` returns; ``thumbnails`` float32 (n, 1024), zero mean
+    and unit norm; ``sha256`` uint8 (n, 32), sorted rows of the training files' hashes;
+    ``least`` the lowest probability with which a class enters the conformal set.
+    """
+
+    novelty: dict[str, np.ndarray]
+    thumbnails: np.ndarray
+    sha256: frozenset[bytes]
+    least: float
+
+    def save(self, path: Path) -> None:
+        """Write an .npz under a temporary name, then rename."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hashes = np.frombuffer(b"".join(sorted(self.sha256)), np.uint8).reshape(-1, 32)
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            thumbnails=self.thumbnails.astype(np.float16),
+            sha256=hashes,
+            least=np.float64(self.least),
+            **{f"novelty_{name}": values for name, values in self.novelty.items()},
+        )
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+
+
+def load_guards(path: Path) -> Guards:
+    """Read what ``Guards.save`` wrote.
+
+    Raises:
+        ModelError: the file is damaged or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            prefix = "novelty_"
+            novelty = {
+                name.removeprefix(prefix): arrays[name]
+                for name in arrays.files
+                if name.startswith(prefix)
+            }
+            return Guards(
+                novelty=novelty,
+                thumbnails=arrays["thumbnails"].astype(np.float32),
+                sha256=frozenset(row.tobytes() for row in arrays["sha256"]),
+                least=float(arrays["least"]),
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{path} cannot be read ({error}). Export the model again with `automl export RUN`."
+        ) from None
+
+
+def fit_guards(
+    features_train: np.ndarray,
+    statistics_train: np.ndarray,
+    thumbnails_train: np.ndarray,
+    sha256_train: list[str],
+    p_val: np.ndarray,
+    y_val: np.ndarray,
+    groups_train: np.ndarray | None = None,
+    seed: int = 0,
+) -> Guards:
+    """Learn from the training set what is familiar, from validation what is certain.
+
+    Args:
+        features_train: (n, channels), from ``Predictor.describe``.
+        statistics_train: (n, s), from ``Predictor.describe``.
+        thumbnails_train: (n, 32, 32), zero mean and unit norm, as in a Scan.
+        sha256_train: hex digests of the training files.
+        p_val: (m, classes), calibrated probabilities.
+        y_val: (m,), class indices.
+        groups_train: (n,), patients or near-duplicate groups; keeps near-copies from making
+            the training data look denser than it is.
+    """
+    return Guards(
+        novelty=fit_novelty(features_train, statistics_train, thumbnails_train, groups_train, seed),
+        thumbnails=thumbnails_train.reshape(len(thumbnails_train), -1).astype(np.float32),
+        sha256=frozenset(bytes.fromhex(digest) for digest in sha256_train),
+        least=fit_conformal(p_val, y_val),
+    )
+
+
+def add_guards(folder: Path, guards: Guards) -> None:
+    """Put guards into an exported model folder and bring its hashes up to date."""
+    guards.save(folder / GUARDS_FILE)
+    write_info(folder, read_info(folder), read_json(folder / MANIFEST_FILE)["kind"])
+
+
+def fit_conformal(p_val: np.ndarray, y_val: np.ndarray, coverage: float = COVERAGE) -> float:
+    """The lowest probability that puts a class into the conformal set.
+
+    Split conformal prediction with the score 1 - p(true class) (LAC: Sadinle, Lei and
+    Wasserman 2019), with the finite-sample quantile of Vovk: sets hold the true class for at
+    least ``coverage`` of new images from the same source. Validation also chose the model,
+    so the true coverage may be slightly lower.
+    """
+    scores = np.sort(1 - p_val[np.arange(len(y_val)), y_val].astype(np.float64))
+    rank = int(np.ceil((len(scores) + 1) * coverage))
+    return 0.0 if rank > len(scores) else float(1 - scores[rank - 1])
+
+
+def find_twins_in_training(
+    guards: Guards, thumbnails: np.ndarray, sha256: list[str | None]
+) -> np.ndarray:
+    """Whether each image is, or nearly is, a training image; bool (n,)."""
+    correlation = thumbnails.reshape(len(thumbnails), -1) @ guards.thumbnails.T
+    same = [digest is not None and bytes.fromhex(digest) in guards.sha256 for digest in sha256]
+    return (correlation.max(axis=1) >= TWIN_THRESHOLD) | np.array(same, bool)
+
+
+def find_flags(
+    guards: Guards,
+    probabilities: np.ndarray,
+    features: np.ndarray,
+    statistics: np.ndarray,
+    thumbnails: np.ndarray,
+    sha256: list[str | None],
+) -> list[tuple[str, ...]]:
+    """The flags of each image, in the order unlike-training, seen-in-training, uncertain."""
+    unlike = score_novelty(guards.novelty, features, statistics, thumbnails) > 1
+    seen = find_twins_in_training(guards, thumbnails, sha256)
+    # Rounding may put a probability just below itself; the tolerance keeps the guarantee.
+    uncertain = (probabilities >= guards.least - 1e-6).sum(axis=1) != 1
+    names = ("unlike-training", "seen-in-training", "uncertain")
+    return [
+        tuple(name for name, on in zip(names, row, strict=True) if on)
+        for row in zip(unlike, seen, uncertain, strict=True)
+    ]
