@@ -1,0 +1,179 @@
+"""split.csv: written so that it can be read again, by us, by a spreadsheet and by others."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from automl.errors import StorageError, UsageError
+from automl.records import SPLITS, Dataset, Finding, Split
+
+COLUMNS = ("image", "label", "group", "split")
+# A spreadsheet runs a cell that starts with one of these as a formula.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
+# The part of an image that a split file does not list.
+LEFT_OUT = ""
+
+
+def write_split(split: Split, dataset: Dataset, path: Path) -> None:
+    """Write image, label, group and split of every image that has a part, as CSV.
+
+    Cells that a spreadsheet would take for a formula get a leading apostrophe.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for sample, group, part in zip(dataset.samples, split.group, split.part, strict=True):
+                if part != LEFT_OUT:
+                    cells = (sample.image, sample.label, str(group), part)
+                    writer.writerow([neutral_cell(cell) for cell in cells])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StorageError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def read_parts(path: Path, dataset: Dataset) -> tuple[np.ndarray, list[Finding]]:
+    """Match the rows of a split file to the data set's images.
+
+    An image is named by its relative path, or by a file name (with or without its ending)
+    that is unique. Images that are not listed have the part "".
+
+    Returns:
+        str (n,), and findings about images left out.
+
+    Raises:
+        UsageError: no such file, no columns image and split, a word other than train, val and
+            test, an image that is unknown or listed twice with different parts.
+    """
+    rows = read_rows(path)
+    lookup = name_lookup(dataset)
+    part = np.full(len(dataset.samples), LEFT_OUT, dtype=object)
+    unknown, unreadable = [], []
+    for number, image, word in rows:
+        name = word.strip().lower()
+        if name not in SPLITS:
+            raise UsageError(
+                f"{path}, line {number}: the split of {image!r} is {word!r}. "
+                "Use train, val or test."
+            )
+        index = find_row(lookup, image)
+        if index is None:
+            known = (dataset.root / plain_cell(image)).is_file()
+            (unreadable if known else unknown).append(image)
+        elif part[index] not in (LEFT_OUT, name):
+            raise UsageError(f"{path}, line {number}: {image!r} is in {part[index]} and in {name}.")
+        else:
+            part[index] = name
+    if unknown:
+        raise UsageError(
+            f"{path} lists {len(unknown):,} images that are not in the data, such as "
+            f"{', '.join(repr(image) for image in unknown[:3])}. Give paths relative to "
+            f"{dataset.root}, or file names that are unique there."
+        )
+    return part, left_out_findings(path, dataset, part, unreadable)
+
+
+def read_rows(path: Path) -> list[tuple[int, str, str]]:
+    """Line number, image and split of each row that is not empty."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UsageError(
+            f"Cannot read the split file {path}: {error.strerror}. --split takes grouped, random "
+            "or a CSV file with the columns image and split."
+        ) from None
+    lines = text.splitlines(keepends=True)
+    header = lines[0] if lines else ""
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(lines, delimiter=delimiter)
+    try:
+        columns = [cell.strip().lower() for cell in next(reader, [])]
+        missing = {"image", "split"} - set(columns)
+        if missing:
+            raise UsageError(
+                f"{path} has no column {' and no column '.join(sorted(missing))}. It needs the "
+                f"columns image and split; its first line is {header.strip()[:100]!r}."
+            )
+        image, split = columns.index("image"), columns.index("split")
+        rows = []
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) <= max(image, split):
+                raise UsageError(f"{path}, line {reader.line_num}, has too few columns.")
+            rows.append((reader.line_num, cells[image], cells[split]))
+    except csv.Error as error:
+        raise UsageError(f"{path} is not a CSV file: {error}.") from None
+    return rows
+
+
+def name_lookup(dataset: Dataset) -> dict[str, int | None]:
+    """Row of each path, and of each unique file name and stem; None where ambiguous."""
+    lookup: dict[str, int | None] = {}
+    paths = [sample.image for sample in dataset.samples]
+    names = [image.rsplit("/", 1)[-1] for image in paths]
+    stems = [name.rsplit(".", 1)[0] for name in names]
+    for keys in (paths, names, stems):
+        counts = Counter(keys)
+        for index, key in enumerate(keys):
+            lookup.setdefault(key, index if counts[key] == 1 else None)
+    return lookup
+
+
+def find_row(lookup: dict[str, int | None], image: str) -> int | None:
+    """The row that a cell names, as our own files write it or as it stands."""
+    for name in (plain_cell(image), image, image.strip().replace("\\", "/").removeprefix("./")):
+        if lookup.get(name) is not None:
+            return lookup[name]
+    return None
+
+
+def left_out_findings(
+    path: Path, dataset: Dataset, part: np.ndarray, unreadable: Sequence[str]
+) -> list[Finding]:
+    """Images that the split file does not list, and listed ones that could not be read."""
+    findings = []
+    left = [s.image for s, name in zip(dataset.samples, part, strict=True) if name == LEFT_OUT]
+    if left:
+        findings.append(
+            Finding(
+                "split_unlisted",
+                "warning",
+                f"{len(left):,} of {len(part):,} images are not in {path.name} and left out.",
+                count=len(left),
+                examples=tuple(left[:12]),
+                remedy="List them with train, val or test if they belong to the data.",
+            )
+        )
+    if unreadable:
+        findings.append(
+            Finding(
+                "split_unreadable",
+                "warning",
+                f"{len(unreadable):,} images of {path.name} cannot be read and are left out.",
+                count=len(unreadable),
+                examples=tuple(unreadable[:12]),
+                remedy="Restore the files; their own findings say what is wrong with them.",
+            )
+        )
+    return findings
+
+
+def neutral_cell(text: str) -> str:
+    """``text`` with an apostrophe in front where a spreadsheet would take it for a formula."""
+    return "'" + text if text.startswith(FORMULA_STARTS) else text
+
+
+def plain_cell(text: str) -> str:
+    """What :func:`neutral_cell` was given."""
+    return text[1:] if text[:1] == "'" and text[1:2] in FORMULA_STARTS else text
