@@ -6,13 +6,12 @@ Functions are imported inside the commands: ``--help`` loads no framework.
 import csv
 import io
 import json
-import os
 import re
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import click
 
 from automl import __version__
 from automl.config import SearchConfig, make_config
-from automl.console import Console, paint, quiet_frameworks
+from automl.console import Console, paint, quiet_frameworks, silence
 from automl.errors import AutomlError, Interrupted, UsageError
 from automl.options import (
     DATA_SETTINGS,
@@ -359,7 +358,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader has what it wanted; nothing more may be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 0
     except Exception as error:
         show_traceback(arguments)
@@ -385,6 +384,3 @@ def show_traceback(arguments: Sequence[str]) -> None:
 
 def print_error(text: str, word: str) -> None:
     sys.stderr.write(paint(f"{word}: ", "31", sys.stderr) + text + "\n")
-
-
-Command = Callable[..., Any]

@@ -5,6 +5,7 @@ Results go to standard output. Progress and warnings go to standard error, so th
 pipe, a lost connection) never ends a search.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import TextIO
 
 # Seconds between two updates of a line on a terminal, and between two lines in a log file.
 TERMINAL_PERIOD = 0.1
@@ -63,7 +64,7 @@ class Console:
         self.verbose = verbose
         self.json = json
         self._lock = threading.RLock()
-        self._stage: tuple[str, int] | None = None
+        self._stage: str | None = None
         self._stage_start = (0.0, 0)
         self._last_update = 0.0
         self._open_line = False
@@ -96,24 +97,26 @@ class Console:
             return
         with self._lock:
             now = time.monotonic()
-            if self._stage != (what, total) or done < self._stage_start[1]:
-                self._stage = (what, total)
-                self._stage_start = (now, done)
-                self._last_update = now if not is_terminal(sys.stderr) else 0.0
-            finished = done >= total
             live = is_terminal(sys.stderr)
-            period = TERMINAL_PERIOD if live else LOG_PERIOD
-            if not finished and now - self._last_update < period:
+            if what != self._stage or done < self._stage_start[1]:
+                self._stage = what
+                self._stage_start = (now, done)
+                # A log file need not hear of what takes only a moment until it is done.
+                self._last_update = 0.0 if live else now
+            finished = done >= total
+            if not finished and now - self._last_update < (TERMINAL_PERIOD if live else LOG_PERIOD):
                 return
             self._last_update = now
-            text = progress_text(what, done, total, now, self._stage_start)
+            text = progress_text(
+                what, done, total, now - self._stage_start[0], self._stage_start[1]
+            )
             if finished:
                 self._stage = None
-            if not live:
-                self._write_line(text, sys.stderr)
-                return
-            self._open_line = not finished
-            write(sys.stderr, f"\r\x1b[2K{text}" + ("\n" if finished else ""))
+            if live:
+                self._open_line = not finished
+                write(sys.stderr, f"\r\x1b[2K{text}" + ("\n" if finished else ""))
+            else:
+                write(sys.stderr, text + "\n")
 
     def _write_line(self, text: str, stream: TextIO) -> None:
         with self._lock:
@@ -123,16 +126,23 @@ class Console:
             write(stream, text + "\n")
 
 
-def progress_text(what: str, done: int, total: int, now: float, start: tuple[float, int]) -> str:
-    """``reading images: 1,204 of 3,762 (32 %), 12 s left``; times in seconds, monotonic."""
+def progress_text(what: str, done: int, total: int, elapsed: float, first: int = 0) -> str:
+    """``reading images: 1,204 of 3,762 (32 %), 12 s left``.
+
+    Args:
+        what: the stage.
+        done: steps finished, ``first`` of them before the clock was started.
+        total: steps in all.
+        elapsed: seconds on that clock.
+        first: see ``done``.
+    """
     share = f" ({100 * done // total} %)" if total else ""
     text = f"{what}: {done:,} of {total:,}{share}"
-    elapsed, steps = now - start[0], done - start[1]
     if done >= total:
         return text + (f", {format_seconds(elapsed)}" if elapsed >= 1 else "")
     # A guess from the first second would jump about.
-    if steps > 0 and elapsed >= 1:
-        text += f", {format_seconds(elapsed / steps * (total - done))} left"
+    if done > first and elapsed >= 1:
+        text += f", {format_seconds(elapsed / (done - first) * (total - done))} left"
     return text
 
 
@@ -152,12 +162,17 @@ def paint(text: str, code: str, stream: TextIO) -> str:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write to a stream that may have gone away."""
+    """Write to a stream that may have gone away; if it has, nobody is told again."""
     try:
         stream.write(text)
         stream.flush()
     except (OSError, ValueError):
-        # A closed pipe or a lost terminal; the interpreter would try to flush it once more.
-        if stream in (sys.stdout, sys.stderr):
-            replacement: Any = open(os.devnull, "w")  # noqa: SIM115
-            setattr(sys, "stdout" if stream is sys.stdout else "stderr", replacement)
+        with contextlib.suppress(OSError, ValueError):
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Let what is still buffered, and all that follows, vanish without an error at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
