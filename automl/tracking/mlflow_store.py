@@ -1,0 +1,269 @@
+"""Bring one experiment of an MLflow store to what ``replay`` says; the writing half of the sink.
+
+Every step looks before it writes and leaves a trace by which it is found again, so that a
+copy that broke off at any call is finished by the next one, without a second run or model.
+"""
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from automl.errors import UsageError
+from automl.tracking.replay import PARENT, TrackedRun, shorten
+
+# In MLflow's own validation: 1,000 metrics, 100 params and 100 tags in a batch.
+BATCH_METRICS, BATCH_OTHERS = 1000, 100
+
+
+@contextmanager
+def mlflow_environment(uri: str, timeout: int) -> Iterator[str]:
+    """Settings that MLflow reads from the environment, put back at the end.
+
+    Yields the URI without credentials: user and password travel in the variables that
+    MLflow has for them, so that no message or link of MLflow's can hold them. A create
+    whose answer was lost must not be repeated blindly: retries are ours, not urllib3's.
+    """
+    parts = urlsplit(uri)
+    values = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
+    if parts.scheme in ("http", "https") and "@" in parts.netloc:
+        secret, _, host = parts.netloc.rpartition("@")
+        uri = urlunsplit(parts._replace(netloc=host))
+        # "***" is what redact() leaves: the credentials are then in the environment, or nowhere.
+        if secret != "***":
+            user, _, password = secret.partition(":")
+            values["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+            values["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+    values["MLFLOW_TRACKING_URI"] = uri
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield uri
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def open_store(uri: str) -> mlflow.MlflowClient:
+    """A client of the store at ``uri``; a local database is made by one process at a time."""
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise UsageError(
+            f"--tracking-uri {uri} is a folder, which MLflow no longer writes to. Use a server "
+            "(http://127.0.0.1:5000) or a database (sqlite:////absolute/path/mlflow.db)."
+        )
+    if not uri.startswith("sqlite:///"):
+        return mlflow.MlflowClient(uri)
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # MLflow's migrations race: two first users get "duplicate column name".
+    with open(path.with_name(path.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        client = mlflow.MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
+    """The id of experiment ``name``, made if missing; of a local database, artifacts lie beside."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        location = None
+        if uri.startswith("sqlite:///"):
+            location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage != "active":
+        raise UsageError(
+            f"The MLflow experiment {name!r} was deleted. Restore it in MLflow, or choose another "
+            "--experiment."
+        )
+    return experiment.experiment_id
+
+
+@dataclass
+class Known:
+    """What the store holds of one run, as far as it decides what is missing."""
+
+    run: Run
+    points: int
+    digest: str
+    status: str
+
+    @classmethod
+    def of(cls, run: Run) -> "Known":
+        tags = run.data.tags
+        points = int(tags.get("automl.points", 0))
+        return cls(run, points, tags.get("automl.digest", ""), run.info.status)
+
+
+class Mirror:
+    """The runs of one search in one experiment; ``write`` makes one of them true."""
+
+    def __init__(self, client: mlflow.MlflowClient, experiment_id: str, search: str) -> None:
+        self.client = client
+        self.experiment_id = experiment_id
+        self.search = search
+        self.known: dict[str, Known] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read every run of the search; of runs made twice by a lost answer, keep the fuller."""
+        self.known = {}
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id],
+                f"tags.\"automl.run_id\" = '{self.search}'",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                key = run.data.tags.get("automl.configuration", PARENT)
+                self._keep_one(key, run)
+            token = page.token
+            if not token:
+                return
+
+    def _keep_one(self, key: str, run: Run) -> None:
+        other = self.known.get(key)
+        if other is not None:
+            pair = sorted((other.run, run), key=lambda r: (-len(r.data.tags), r.info.run_id))
+            run, spare = pair
+            self.client.delete_run(spare.info.run_id)
+        self.known[key] = Known.of(run)
+
+    @property
+    def parent(self) -> Run:
+        return self.known[PARENT].run
+
+    def write(self, wanted: TrackedRun) -> str | None:
+        """Make the run as ``wanted``; returns "created", "updated", or None if it was so."""
+        known = self.known.get(wanted.key)
+        outcome = "updated"
+        if known is None:
+            known, outcome = self.create(wanted), "created"
+        if known.digest != wanted.digest:
+            self._write_data(known, wanted)
+        elif known.status == wanted.status:
+            return None
+        self._write_status(known, wanted)
+        if known.digest != wanted.digest:
+            # Written last: until then the run counts as unfinished work.
+            self.client.set_tag(known.run.info.run_id, "automl.digest", wanted.digest)
+            known.digest = wanted.digest
+        return outcome
+
+    def create(self, wanted: TrackedRun) -> Known:
+        """Make the run with no more than what it is found by."""
+        tags = {
+            name: wanted.tags[name]
+            for name in ("automl.run_id", "automl.kind", "automl.configuration")
+            if name in wanted.tags
+        }
+        if wanted.key != PARENT:
+            tags["mlflow.parentRunId"] = self.parent.info.run_id
+        run = self.client.create_run(
+            self.experiment_id, start_time=wanted.start_time, tags=tags, run_name=wanted.name
+        )
+        self.known[wanted.key] = known = Known.of(run)
+        return known
+
+    def _write_data(self, known: Known, wanted: TrackedRun) -> None:
+        """Params that are missing, points after those sent, tags with their count; in this order.
+
+        A point sent twice is stored once, since its time is the journal's.
+        """
+        run_id = known.run.info.run_id
+        held = known.run.data.params
+        params = [Param(name, value) for name, value in wanted.params.items() if name not in held]
+        for start in range(0, len(params), BATCH_OTHERS):
+            self.client.log_batch(run_id, params=params[start : start + BATCH_OTHERS])
+        points = wanted.points[known.points :]
+        metrics = [Metric(p.name, p.value, p.timestamp, p.step) for p in points]
+        for start in range(0, len(metrics), BATCH_METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
+        known.points = max(known.points, len(wanted.points))
+        tags = {**wanted.tags, "automl.points": str(known.points)}
+        kept = {*tags, "automl.digest", "automl.artifacts"}
+        gone = [
+            name
+            for name in known.run.data.tags
+            if name.startswith(("automl.", "best.")) and name not in kept
+        ]
+        for name in gone:
+            self.client.delete_tag(run_id, name)
+            del known.run.data.tags[name]
+        items = [RunTag(name, value) for name, value in tags.items()]
+        for start in range(0, len(items), BATCH_OTHERS):
+            self.client.log_batch(run_id, tags=items[start : start + BATCH_OTHERS])
+        known.run.data.tags.update(tags)
+        known.run.data.params.update({param.key: param.value for param in params})
+
+    def _write_status(self, known: Known, wanted: TrackedRun) -> None:
+        if wanted.status == "RUNNING":
+            if known.status != "RUNNING":
+                self.client.update_run(known.run.info.run_id, status="RUNNING")
+        else:
+            self.client.set_terminated(known.run.info.run_id, wanted.status, wanted.end_time)
+        known.status = wanted.status
+
+
+def log_dataset(mirror: Mirror, start: dict[str, Any]) -> bool:
+    """Attach the data set, under our own digest, to the parent; False if it was there."""
+    data = start["dataset"]
+    # MLflow keeps 36 characters of a digest; ours has 64 hexadecimal digits.
+    digest = str(data["digest"])[:36]
+    inputs = mirror.parent.inputs.dataset_inputs if mirror.parent.inputs else []
+    if any(item.dataset.digest == digest for item in inputs):
+        return False
+    facts = {name: data.get(name) for name in ("images", "classes", "kind", "synthetic", "split")}
+    dataset = Dataset(
+        name=str(data["name"]),
+        digest=digest,
+        source_type="local",
+        source=json.dumps({"uri": shorten(start["config"].get("data") or data["name"])}),
+        profile=json.dumps({name: value for name, value in facts.items() if value is not None}),
+    )
+    tags = [InputTag("mlflow.data.context", "training, validation and test")]
+    mirror.client.log_inputs(mirror.parent.info.run_id, [DatasetInput(dataset, tags)])
+    return True
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed later: a network, a server or a lock, not a refusal."""
+    if isinstance(error, MlflowException):
+        code = error.get_http_status_code()
+        return not 400 <= code < 500 or code in (408, 429)
+    return isinstance(error, (OSError, SQLAlchemyError))
