@@ -1,0 +1,364 @@
+"""From what the user points at to a Dataset: class folders, split folders, CSV, the sample.
+
+No image is opened here. What is wrong with the source but can be lived with becomes a Finding;
+what cannot is an error that says what was expected.
+"""
+
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from automl.config import SearchConfig
+from automl.data.dicom import read_patient
+from automl.data.files import ImageFile, fold, is_dicom, list_images
+from automl.data.images import EXTENSIONS
+from automl.data.labels import MISSING, merge_labels, order_classes
+from automl.data.matching import FileIndex, climbs_out
+from automl.data.sample import draw_sample
+from automl.data.tables import SPLIT_WORDS, Roles, Table, find_attributes, find_roles, read_table
+from automl.errors import DataError, UsageError
+from automl.records import Dataset, Finding, Sample
+
+MIN_CLASS_IMAGES = 3
+MAX_CLASSES = 200
+TABLE_EXTENSIONS = {".csv", ".tsv", ".txt"}
+RASTER_EXTENSIONS = frozenset().union(
+    *(extensions for name, extensions in EXTENSIONS.items() if name != "DICOM")
+)
+
+
+def load_dataset(config: SearchConfig) -> Dataset:
+    """Read the source that ``config.data`` names.
+
+    ``sample`` draws heads, ``kaggle:OWNER/NAME`` downloads, a file is a CSV with images anywhere
+    below its folder, a folder holds one folder per class, or train/val/test folders of them, or
+    one CSV with its images.
+
+    Raises:
+        UsageError: the path, the file or its columns are not what is expected.
+        DataError: what was found cannot support an evaluation (one class, too few images).
+    """
+    if config.data == "sample":
+        return draw_sample(cache_folder(config), seed=config.seed)
+    if config.data.startswith("kaggle:"):
+        from automl.data.kaggle import download_dataset
+
+        path = download_dataset(config.data)
+    else:
+        path = Path(config.data).expanduser()
+    if not config.data.strip() or not path.exists():
+        raise UsageError(
+            f"There is no file or folder {config.data!r}. Expected a folder with one folder per "
+            "class, a CSV file with its images below the same folder, or the word sample."
+        )
+    if path.is_dir():
+        return read_folder(path.resolve(), config)
+    if path.suffix.lower() not in TABLE_EXTENSIONS or not path.is_file():
+        raise UsageError(
+            f"{path} is not a CSV file (*.csv, *.tsv) and not a folder. Name the folder that holds "
+            "the images, or save the table as CSV."
+        )
+    files, findings = list_images(path.resolve().parent)
+    return read_csv(read_table(path.resolve()), files, findings, config)
+
+
+def cache_folder(config: SearchConfig) -> Path:
+    """Where pixels, activations and the sample are kept: ``--cache-dir``, else ~/.cache/automl."""
+    if config.cache_dir is not None:
+        return Path(config.cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "automl"
+
+
+def read_folder(root: Path, config: SearchConfig) -> Dataset:
+    """A folder: the one CSV in it that fits, or split folders, or class folders."""
+    files, findings = list_images(root)
+    if not files:
+        more = "".join(f" {finding.title}" for finding in findings)
+        raise UsageError(
+            f"No images under {root}. Expected one folder per class, such as "
+            f"{root.name}/tumour/p01_1.png, or a CSV file with its images.{more}"
+        )
+    tables = find_tables(root, files, config)
+    if len(tables) == 1:
+        return read_csv(tables[0], files, findings, config)
+    depth, split_folders = find_layout(files)
+    if len({file.parts[depth] for file in files if len(file.parts) > depth + 1}) == 0:
+        if tables:
+            names = ", ".join(table.path.name for table in tables)
+            raise UsageError(
+                f"{root} holds several CSV files that fit its images: {names}. Name the one to "
+                f"use: --data {tables[0].path}"
+            )
+        raise UsageError(
+            f"{root} holds {len(files)} images but no folders. Expected one folder per class, such "
+            f"as {root.name}/tumour/{files[0].parts[-1]}, or a CSV file with image and label."
+        )
+    samples, loose = [], []
+    for file in files:
+        folders = file.parts[depth:-1]
+        split = SPLIT_WORDS.get(fold(folders[0])) if split_folders and folders else None
+        folders = folders[1:] if split_folders else folders
+        if not folders or (split_folders and split is None):
+            loose.append(file.name)
+        else:
+            samples.append(Sample(file.name, file.path, folders[0], split=split))
+    if loose:
+        findings.append(
+            list_finding(
+                "unlisted",
+                "warning",
+                f"{len(loose):,} images lie outside the class folders; not used.",
+                loose,
+                "Move them into their class's folder if they belong to the data.",
+            )
+        )
+    kind = "split_folders" if split_folders else "folders"
+    return finish_dataset(root.name, root, kind, samples, findings, config, str(root))
+
+
+def find_layout(files: list[ImageFile]) -> tuple[int, bool]:
+    """How deep the class or split folders lie, and whether they are split folders.
+
+    Downloads often wrap everything in one or two folders of their own; those are passed.
+    """
+    depth = 0
+    while True:
+        tops = {file.parts[depth] for file in files if len(file.parts) > depth + 1}
+        loose = any(len(file.parts) == depth + 1 for file in files)
+        inner = {
+            name
+            for name in tops
+            if any(f.parts[depth] == name and len(f.parts) > depth + 2 for f in files)
+        }
+        splits = {name for name in inner if fold(name) in SPLIT_WORDS}
+        others = {name for name in tops if fold(name) not in SPLIT_WORDS}
+        if splits and (not others or len(splits) >= 2):
+            return depth, True
+        if len(tops) == 1 and not loose and inner:
+            depth += 1
+            continue
+        return depth, False
+
+
+def find_tables(root: Path, files: list[ImageFile], config: SearchConfig) -> list[Table]:
+    """CSV files directly in ``root`` that have both columns and name images that are there."""
+    index = FileIndex(files)
+    found = []
+    for path in sorted(root.iterdir()):
+        if path.suffix.lower() not in {".csv", ".tsv"} or path.name.startswith("."):
+            continue
+        try:
+            table = read_table(path)
+            roles = choose_roles(table, config)
+        except UsageError:
+            continue
+        some = table.rows[:50]
+        if sum(bool(index.find(row.get(roles.image, ""))) for row in some) >= len(some) / 2:
+            found.append(table)
+    return found
+
+
+def choose_roles(table: Table, config: SearchConfig) -> Roles:
+    return find_roles(
+        table, config.image_column, config.label_column, config.group_column, config.split_column
+    )
+
+
+def read_csv(
+    table: Table, files: list[ImageFile], findings: list[Finding], config: SearchConfig
+) -> Dataset:
+    """Match each row to its file; rows that cannot be used become findings."""
+    roles = choose_roles(table, config)
+    attributes = find_attributes(table, roles)
+    index = FileIndex(files)
+    problems: dict[str, list[str]] = {}
+    rows: dict[str, list[tuple[dict[str, str], ImageFile]]] = {}
+    for row, line in zip(table.rows, table.lines, strict=True):
+        value = row.get(roles.image, "")
+        found = [] if climbs_out(value) else index.find(value)
+        if fold(row.get(roles.label, "")) in MISSING:
+            problems.setdefault("empty_label", []).append(value or f"line {line}")
+        elif not value:
+            problems.setdefault("empty_image", []).append(f"line {line}")
+        elif climbs_out(value):
+            problems.setdefault("refused_path", []).append(value)
+        elif not found:
+            problems.setdefault("missing", []).append(value)
+        elif len(found) > 1:
+            where = " or ".join(file.name for file in found[:3])
+            problems.setdefault("ambiguous", []).append(f"{value}: {where}")
+        else:
+            rows.setdefault(found[0].name, []).append((row, found[0]))
+    if table.malformed:
+        problems["malformed_rows"] = [f"line {line}" for line in table.malformed]
+    if not rows:
+        raise UsageError(explain_nothing(table, roles, files, problems))
+    names, merged = merge_labels(row[roles.label] for pairs in rows.values() for row, _ in pairs)
+    samples = []
+    for name, pairs in rows.items():
+        row, file = pairs[0]
+        labels = {names[row[roles.label]] for row, _ in pairs}
+        if len(labels) > 1:
+            problems.setdefault("conflicting_rows", []).append(
+                f"{name}: {', '.join(sorted(labels))}"
+            )
+            continue
+        if len(pairs) > 1:
+            problems.setdefault("duplicate_rows", []).append(name)
+        samples.append(
+            Sample(
+                name,
+                file.path,
+                labels.pop(),
+                group=(row.get(roles.group, "") or None) if roles.group else None,
+                split=SPLIT_WORDS.get(fold(row.get(roles.split, ""))) if roles.split else None,
+                attributes={key: row[key] for key in attributes if row.get(key)},
+            )
+        )
+    problems["unlisted"] = [file.name for file in files if file.name not in rows]
+    chosen = {key: value for key, value in vars(roles).items() if value is not None}
+    used = ", ".join(f"{key} from {value!r}" for key, value in chosen.items())
+    findings = [
+        *findings,
+        *report_rows(problems),
+        *merged,
+        Finding("columns", "info", f"Columns of {table.path.name}: {used}.", detail=chosen),
+    ]
+    root = table.path.parent
+    return finish_dataset(
+        table.path.stem, root, "csv", samples, findings, config, f"{table.path}, {roles.label!r}"
+    )
+
+
+PROBLEMS = {
+    "missing": (
+        "error",
+        "{} images that the CSV names were not found; left out.",
+        "Copy the files below the CSV's folder, or correct their names.",
+    ),
+    "refused_path": (
+        "error",
+        "{} image names in the CSV are absolute or lead out of its folder; refused.",
+        "Write paths relative to the CSV's folder, and put the images below it.",
+    ),
+    "ambiguous": (
+        "error",
+        "{} image names in the CSV fit several files; left out.",
+        "Write the folder before the file name, or remove the copies.",
+    ),
+    "conflicting_rows": (
+        "error",
+        "{} images stand in the CSV with different labels; left out.",
+        "Decide on one label for each, and remove the other rows.",
+    ),
+    "empty_label": ("error", "{} rows of the CSV have no label; left out.", "Fill in the labels."),
+    "empty_image": (
+        "error",
+        "{} rows of the CSV name no image; left out.",
+        "Fill in the image names, or delete the rows.",
+    ),
+    "malformed_rows": (
+        "error",
+        "{} rows of the CSV have more fields than its header; left out.",
+        "Put quotation marks around values that hold the delimiter.",
+    ),
+    "duplicate_rows": (
+        "info",
+        "{} images stand in the CSV more than once with the same label; used once.",
+        "",
+    ),
+    "unlisted": (
+        "warning",
+        "{} images below the CSV's folder are not in the CSV; not used.",
+        "Add rows for them if they belong to the data.",
+    ),
+}
+
+
+def report_rows(problems: dict[str, list[str]]) -> list[Finding]:
+    return [
+        list_finding(check, severity, title.format(f"{len(problems[check]):,}"), found, remedy)
+        for check, (severity, title, remedy) in PROBLEMS.items()
+        if (found := problems.get(check))
+    ]
+
+
+def explain_nothing(
+    table: Table, roles: Roles, files: list[ImageFile], problems: dict[str, list[str]]
+) -> str:
+    """Why no row of a CSV led to an image."""
+    what = " ".join(
+        f"{finding.title} First: {', '.join(map(repr, finding.examples[:3]))}."
+        for finding in report_rows(problems)
+    )
+    there = f"; there are {len(files)} others, such as {files[0].name!r}" if files else ""
+    return (
+        f"No row of {table.path} leads to an image (column {roles.image!r}). {what} Expected the "
+        f"images anywhere below {table.path.parent}{there}. Move the CSV to its images, or name "
+        "another column with --image-column."
+    )
+
+
+def finish_dataset(
+    name: str,
+    root: Path,
+    kind: str,
+    samples: list[Sample],
+    findings: list[Finding],
+    config: SearchConfig,
+    where: str,
+) -> Dataset:
+    """Class names, positive class, DICOM patients, and the least that an evaluation needs."""
+    names, merged = merge_labels(sample.label for sample in samples)
+    counts = Counter(names[sample.label] for sample in samples)
+    if len(counts) > MAX_CLASSES or len(counts) > max(2, len(samples) // 2):
+        first = ", ".join(repr(label) for label in sorted(counts)[:5])
+        raise UsageError(
+            f"{where} gives {len(counts)} different labels for {len(samples)} images ({first} …): "
+            "not classes. Name the column of the class with --label-column."
+        )
+    classes, positive = order_classes(counts, config.positive)
+    listed = ", ".join(f"{label!r} ({counts[label]})" for label in classes)
+    if len(classes) < 2:
+        raise DataError(
+            f"{where} holds one class only: {listed or 'none'}. A classifier needs at least two, "
+            "such as tumour and healthy."
+        )
+    few = [label for label in classes if counts[label] < MIN_CLASS_IMAGES]
+    if few:
+        raise DataError(
+            f"{where} holds too few images of {', '.join(map(repr, few))}: {listed}. Training, "
+            f"validation and test need at least one each, so {MIN_CLASS_IMAGES} of each class."
+        )
+    samples = sorted(
+        (replace(sample, label=names[sample.label]) for sample in samples),
+        key=lambda sample: sample.image,
+    )
+    return Dataset(
+        name=name,
+        root=root,
+        kind=kind,
+        samples=tuple(number_patients(samples)),
+        classes=classes,
+        positive=positive,
+        findings=(*findings, *merged),
+    )
+
+
+def number_patients(samples: list[Sample]) -> list[Sample]:
+    """Patients of DICOM files as groups: running numbers, for a digest of an id can be guessed."""
+    numbers: dict[str, str] = {}
+    result = []
+    for sample in samples:
+        candidate = sample.group is None and sample.path.suffix.lower() not in RASTER_EXTENSIONS
+        patient = read_patient(sample.path) if candidate and is_dicom(sample.path) else None
+        if patient is not None:
+            number = numbers.setdefault(patient, f"patient-{len(numbers) + 1:04d}")
+            sample = replace(sample, group=number)
+        result.append(sample)
+    return result
+
+
+def list_finding(check: str, severity: str, title: str, names: list[str], remedy: str) -> Finding:
+    return Finding(check, severity, title, len(names), tuple(names[:12]), remedy)
