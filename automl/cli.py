@@ -4,21 +4,22 @@ Functions are imported inside the commands: ``--help`` loads no framework.
 """
 
 import csv
+import functools
 import io
 import json
-import re
 import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from automl import __version__
-from automl.config import SearchConfig, make_config
+from automl.config import make_config
 from automl.console import Console, paint, quiet_frameworks, silence
 from automl.errors import AutomlError, Interrupted, UsageError
 from automl.options import (
@@ -28,6 +29,9 @@ from automl.options import (
     parse_pairs,
     read_settings,
 )
+
+if TYPE_CHECKING:  # loads NumPy
+    from automl.records import Prediction, Run
 
 HEADLINE = ("roc_auc", "balanced_accuracy", "accuracy", "recall", "specificity", "ece")
 
@@ -41,13 +45,12 @@ def cli() -> None:
 def talk_options(command: Any) -> Any:
     """``--json -q -v`` and the Console made of them, passed as ``console``."""
 
+    @functools.wraps(command)
     def wrapped(as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         if not verbose:
             quiet_frameworks()
         return command(console=Console(quiet, verbose, as_json), **options)
 
-    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
         click.option("-v", "--verbose", is_flag=True, help="show more, and tracebacks"),
         click.option("-q", "--quiet", is_flag=True, help="show warnings and errors only"),
@@ -87,7 +90,7 @@ def search(
         config,
         resume=resume,
         overwrite=overwrite,
-        command=command_line(sys.argv, config),
+        command=command_line(click.get_current_context().obj),
         console=console,
     )
     if console.json:
@@ -141,21 +144,32 @@ def report(console: Console, run: str) -> None:
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", metavar="FILE.csv|.json", help="write there instead of to stdout")
+@click.option("--trust", is_flag=True, help="load a model whose files are not as exported")
 @talk_options
-def predict(console: Console, model: str, images: tuple[str, ...], out: str | None) -> None:
-    """Classify IMAGES (files or folders) with MODEL, a run folder or a SavedModel folder."""
+def predict(
+    console: Console, model: str, images: tuple[str, ...], out: str | None, trust: bool
+) -> None:
+    """Classify IMAGES (files, folders, or - for names on stdin) with MODEL.
+
+    MODEL is a run folder or a SavedModel folder.
+    """
     if out is not None and Path(out).suffix.lower() not in (".csv", ".json"):
         raise UsageError(f"--out {out} must end in .csv or .json.")
+    paths = list(sys.stdin.read().splitlines()) if images == ("-",) else list(images)
     from automl.serving.predictor import load
 
-    predictions = load(model).predict([Path(image) for image in images])
+    predictor = load(model, trust=trust)
+    predictions = predictor.predict(paths, progress=console.progress)
     as_json = console.json if out is None else Path(out).suffix.lower() == ".json"
-    text = predictions_json(predictions) if as_json else predictions_csv(predictions)
+    if as_json:
+        text = predictions_json(predictions)
+    else:
+        text = predictions_csv(predictions, predictor.info.classes)
     if out is None:
         print_result(text)
     else:
         Path(out).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-        console.say(f"{len(predictions)} predictions in {out}")
+        console.say(f"{len(predictions):,} predictions in {out}")
 
 
 @cli.command()
@@ -165,10 +179,10 @@ def predict(console: Console, model: str, images: tuple[str, ...], out: str | No
 @talk_options
 def evaluate(console: Console, run: str, data: str, pairs: tuple[str, ...]) -> None:
     """Test RUN's model on DATA, images from elsewhere; the result joins RUN's report."""
-    folder = find_run(run)
+    folder, names = find_run(run), parse_pairs(pairs, "--map")
     from automl.pipeline import evaluate_run
 
-    result = evaluate_run(folder, data, parse_pairs(pairs, "--map"), console)
+    result = evaluate_run(folder, data, names, console)
     if console.json:
         print_json(result)
 
@@ -210,18 +224,22 @@ def compare(console: Console, runs: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("run")
-@click.option("--tracking-uri", metavar="URI", help="MLflow server or store [the run's own]")
+@click.option("--tracking-uri", metavar="URI", help="MLflow server or store [the search's own]")
+@click.option("--experiment", metavar="NAME", help="MLflow experiment [the search's own]")
+@click.option("--register", metavar="NAME", help="also register the model under this name")
+@click.option("--promote", is_flag=True, help="make it champion if it is better")
 @talk_options
-def sync(console: Console, run: str, tracking_uri: str | None) -> None:
+def sync(console: Console, run: str, **options: Any) -> int:
     """Send to MLflow what RUN's journal has and the server lacks."""
     folder = find_run(run)
-    from automl.tracking.mlflow_sink import sync_run
+    from automl.tracking.mlflow_sink import describe, sync_run
 
-    result = sync_run(folder, tracking_uri)
+    result = sync_run(folder, progress=console.progress, **options)
     if console.json:
-        print_json(result)
+        print_json(asdict(result))
     else:
-        console.say(f"{folder} is in MLflow.")
+        console.say(describe(result, folder))
+    return 1 if result.error else 0
 
 
 @cli.command()
@@ -267,7 +285,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}/report.json is not JSON: {error}.") from error
 
 
-def summarise(run: Any) -> dict[str, Any]:
+def summarise(run: "Run") -> dict[str, Any]:
     """What ``automl search --json`` prints."""
     test = run.report["evaluation"]["test"]
     return {
@@ -282,7 +300,7 @@ def summarise(run: Any) -> dict[str, Any]:
     }
 
 
-def summary_lines(run: Any) -> list[str]:
+def summary_lines(run: "Run") -> list[str]:
     """The same for a person."""
     test = run.report["evaluation"]["test"]["metrics"]
     lines = ["On the test set, with 95 % intervals:"]
@@ -296,24 +314,22 @@ def summary_lines(run: Any) -> list[str]:
     return [*lines, "", f"report  {run.report_path}", f"model   {run.model_dir}"]
 
 
-def predictions_csv(predictions: Sequence[Any]) -> str:
-    """One row an image; columns image, label, probability, probability_<class>…, flags, message."""
-    classes = list(dict.fromkeys(name for item in predictions for name in item.probabilities))
+def predictions_csv(predictions: Sequence["Prediction"], classes: Sequence[str]) -> str:
+    """Columns image, label, probability, probability_<class>…, flags, message; a row an image."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     columns = [f"probability_{name}" for name in classes]
     writer.writerow(["image", "label", "probability", *columns, "flags", "message"])
     for item in predictions:
-        row: list[Any] = [item.image, item.label, item.probability]
-        row += [item.probabilities.get(name) for name in classes]
-        row += [";".join(item.flags), item.message]
-        writer.writerow(f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row)
+        numbers = [item.probability, *(item.probabilities.get(name) for name in classes)]
+        cells = ["" if number is None else f"{number:.6f}" for number in numbers]
+        writer.writerow([item.image, item.label, *cells, ";".join(item.flags), item.message])
     return out.getvalue()
 
 
-def predictions_json(predictions: Sequence[Any]) -> str:
+def predictions_json(predictions: Sequence["Prediction"]) -> str:
     """A list of objects with the fields of Prediction."""
-    return json.dumps([vars(item) for item in predictions], indent=2, allow_nan=False) + "\n"
+    return json.dumps([asdict(item) for item in predictions], indent=2, allow_nan=False) + "\n"
 
 
 def print_json(document: Any) -> None:
@@ -326,12 +342,13 @@ def print_result(text: str) -> None:
     sys.stdout.flush()
 
 
-def command_line(arguments: Sequence[str], config: SearchConfig) -> str:
+def command_line(arguments: Sequence[str]) -> str:
     """The command as it can be typed again; credentials in addresses are masked."""
-    program = Path(arguments[0]).name
-    start = f"python {program}" if program == "run_search.py" else "automl"
-    line = shlex.join(arguments[1:])
-    return re.sub(r"(://)[^/@\s']+@", r"\1***@", f"{start} {line}".strip())
+    from automl.tracking.replay import redact
+
+    if Path(sys.argv[0]).name == "run_search.py":
+        return redact(f"python run_search.py {shlex.join(arguments[1:])}".strip())
+    return redact(f"automl {shlex.join(arguments)}")
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -342,7 +359,7 @@ def run_command(arguments: Sequence[str]) -> int:
     # `kill`, `docker stop` and a job scheduler end a search as Ctrl-C does: resumable.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with cli.make_context("automl", list(arguments)) as context:
+        with cli.make_context("automl", list(arguments), obj=list(arguments)) as context:
             return cli.invoke(context) or 0
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -374,7 +391,7 @@ def resume_hint(arguments: Sequence[str]) -> str:
     if not arguments or arguments[0] != "search":
         return ""
     kept = [part for part in arguments if part not in ("--resume", "--overwrite")]
-    return f" Go on with: automl {shlex.join([*kept, '--resume'])}"
+    return f" Go on with: {command_line([*kept, '--resume'])}"
 
 
 def show_traceback(arguments: Sequence[str]) -> None:
