@@ -1,0 +1,126 @@
+"""Numbers as people read them. Pure text in, text out; None is printed as a dash."""
+
+from typing import Any
+
+DASH = "–"
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "precision": "Precision (PPV)",
+    "recall": "Recall (sensitivity)",
+    "specificity": "Specificity",
+    "f1": "F1",
+    "mcc": "Matthews correlation",
+    "roc_auc": "ROC AUC",
+    "average_precision": "Average precision",
+    "brier": "Brier score",
+    "log_loss": "Log loss",
+    "ece": "Calibration error (ECE)",
+}
+LOWER_IS_BETTER = ("brier", "log_loss", "ece")
+BASELINE_NAMES = {
+    "majority": "Always the largest class",
+    "uniform": "A coin",
+    "one_nearest_neighbour": "Most similar training image (1-NN)",
+    "shortcut": "File properties alone",
+    "logistic_features": "Logistic regression on frozen features",
+}
+
+
+def words(name: Any) -> str:
+    """``fine_tune_depth`` → ``fine tune depth``; known metrics get their usual name."""
+    text = str(name)
+    return METRIC_NAMES.get(text) or BASELINE_NAMES.get(text) or text.replace("_", " ")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A fixed number of decimals; whole numbers keep thousands separators."""
+    if value is None:
+        return DASH
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def brief(value: Any) -> str:
+    """A hyperparameter or setting: three significant digits for floats, text as it is."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(brief, value))
+    return DASH if value is None else str(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in [0, 1] as per cent; small shares keep the digits that matter."""
+    if value is None:
+        return DASH
+    if 0 < abs(value) < 0.001:
+        digits = max(digits, 2)
+    return f"{100 * value:.{digits}f}\u202f%"
+
+
+def whole_percent(value: float | None) -> str:
+    return percent(value, 0)
+
+
+def interval(item: dict[str, float | None] | None, digits: int = 3) -> str:
+    """``0.992 (0.985–0.997)``."""
+    if not item or item["value"] is None:
+        return DASH
+    if item["low"] is None or item["high"] is None:
+        return number(item["value"], digits)
+    low, high = number(item["low"], digits), number(item["high"], digits)
+    return f"{number(item['value'], digits)} ({low}–{high})"
+
+
+def percent_interval(item: dict[str, float | None] | None, digits: int = 1) -> str:
+    """``96.2 % (94.6–97.7)``."""
+    if not item or item["value"] is None:
+        return DASH
+    text = percent(item["value"], digits)
+    if item["low"] is None or item["high"] is None:
+        return text
+    return f"{text} ({100 * item['low']:.{digits}f}–{100 * item['high']:.{digits}f})"
+
+
+def duration(seconds: float | None) -> str:
+    """``8.4 s``, ``7 min 11 s``, ``2 h 05 min``."""
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f}\u202fs"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}\u202fmin {rest:02d}\u202fs"
+    return f"{minutes // 60}\u202fh {minutes % 60:02d}\u202fmin"
+
+
+def size(count: float | None) -> str:
+    """Bytes in decimal units."""
+    if count is None:
+        return DASH
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f}\u202f{unit}" if unit == "B" else f"{count:.1f}\u202f{unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def large(value: float | None) -> str:
+    """``412770`` → ``413 thousand``; ``29800000`` → ``29.8 million``."""
+    if value is None:
+        return DASH
+    for limit, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def scientific(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1e}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 trial``, ``22 trials``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

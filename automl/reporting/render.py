@@ -1,0 +1,184 @@
+"""Plain numbers → one HTML file that opens anywhere: no request, no script needed."""
+
+import base64
+import hashlib
+import os
+import re
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import automl
+from automl.errors import StorageError
+from automl.reporting import formats, view
+from automl.reporting.checklist import fill_checklists
+from automl.reporting.figure import Figure
+from automl.reporting.page import complete
+from automl.reporting.plots import draw_figure
+from automl.reporting.verdict import judge
+
+PACKAGE = Path(automl.__file__).parent
+# The wheel holds the templates inside the package, a checkout beside it.
+TEMPLATE_FOLDERS = (PACKAGE / "templates", PACKAGE.parent / "templates")
+PICTURE_BYTES = 1_150_000  # keeps the whole page under 2 MB with figures and base64's third
+PICTURE_TYPES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+
+
+def render_report(report: dict[str, Any], folder: Path, now: datetime | None = None) -> Path:
+    """Write ``folder``/report.html from report.json's content and ``folder``/pictures.
+
+    Args:
+        report: what ``page.build_report`` made; see report.schema.json.
+        folder: the run folder; pictures that are named but absent are said to be so.
+        now: the timestamp printed at the foot, the only thing that differs between two
+            renderings; the current time if None.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    report = complete(report)
+    verdict = report["verdict"] or judge(report)
+    figures = view.make_figures(report)
+    pictures, left_out = embed_pictures(view.importance_of_picture(report), folder / "pictures")
+    page = render_page(
+        "report.html",
+        title=f"{report['run']['name']}: automl report",
+        report=report,
+        verdict=verdict,
+        figures={name: draw(figure) for name, figure in figures.items()},
+        pictures=pictures,
+        left_out=left_out,
+        sections=view.sections(report, figures),
+        headlines=view.headlines(report),
+        natural=view.natural_groups(report),
+        class_recalls=view.class_recalls(report),
+        eighty=view.eighty_percent(report),
+        confusion=view.confusion_rows(report),
+        metric_table=view.metric_table(report),
+        checklists=fill_checklists(report),
+        rendered_at=stamp(now),
+    )
+    return write_text(folder / "report.html", page)
+
+
+def render_audit(audit: dict[str, Any], name: str, path: Path, now: datetime | None = None) -> Path:
+    """Write the page of ``automl audit --html``: the data section alone.
+
+    Args:
+        audit: audit.json's content (the report's "audit" part).
+        name: the data set's name.
+        path: the HTML file; pictures are looked for in the folder ``pictures`` beside it.
+    """
+    from automl.reporting.page import read_schema
+
+    audit = complete(audit, read_schema()["properties"]["audit"])
+    holder = {"audit": audit}
+    made = (view.figures_data.twin_figure(holder), view.figures_data.shortcut_figure(holder))
+    names = [pair[key] for pair in (audit["twins"] or {}).get("pairs") or []
+             for key in ("picture_a", "picture_b") if pair[key]]
+    pictures, left_out = embed_pictures(names, path.parent / "pictures")
+    page = render_page(
+        "audit.html",
+        title=f"{name}: data audit",
+        name=name,
+        audit=audit,
+        figures={figure.name: draw(figure) for figure in made if figure},
+        pictures=pictures,
+        left_out=left_out,
+        rendered_at=stamp(now),
+    )
+    return write_text(path, page)
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill a template; style and script go inside, the script's hash into the policy."""
+    environment = make_environment()
+    loader = environment.loader
+    assert loader is not None
+    style = shrink(loader.get_source(environment, "style.css")[0])
+    script = loader.get_source(environment, "script.js")[0].strip()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style_digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style_digest}'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    # The two files are ours; everything else passes through autoescape.
+    trusted = {"style": Markup(style), "script": Markup(script)}
+    return environment.get_template(template).render(policy=policy, **trusted, **values)
+
+
+def make_environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader([str(folder) for folder in TEMPLATE_FOLDERS]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("words", "number", "brief", "percent", "whole_percent", "interval", "plural",
+                 "percent_interval", "duration", "size", "large", "scientific"):
+        environment.filters[name] = getattr(formats, name)
+    return environment
+
+
+def draw(figure: Figure) -> dict[str, Any]:
+    return {"figure": figure, "svg": Markup(draw_figure(figure))}
+
+
+def embed_pictures(names: list[str], folder: Path) -> tuple[dict[str, str], int]:
+    """Data URIs of the pictures in ``folder``, in order until the page would grow too large.
+
+    Returns:
+        name → URI, and how many pictures there was no room for. Names that are not plain
+        file names, or whose file is absent or of another type, are left out.
+    """
+    found, left_out, total = {}, 0, 0
+    for name in names:
+        kind = PICTURE_TYPES.get(Path(name).suffix.lower())
+        if kind is None or Path(name).name != name or not (folder / name).is_file():
+            continue
+        data = (folder / name).read_bytes()
+        if total + len(data) > PICTURE_BYTES:
+            left_out += 1
+            continue
+        total += len(data)
+        found[name] = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return found, left_out
+
+
+def shrink(style: str) -> str:
+    """Comments and indentation out: the page is mailed around."""
+    style = re.sub(r"/\*.*?\*/", "", style, flags=re.S)
+    return re.sub(r"\s*\n\s*", "\n", style).strip()
+
+
+def stamp(now: datetime | None) -> str:
+    return (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write to a temporary name beside ``path``, flush, rename: never half a page."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {path}: {error.strerror}. Free some space, or choose a folder that can "
+            "be written."
+        ) from error
+    return path

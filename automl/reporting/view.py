@@ -1,0 +1,174 @@
+"""What the page says beyond printing report.json as it is: small derived numbers and lists.
+
+Everything here is rounding, counting or picking from the report; no statistic is made.
+"""
+
+from typing import Any
+
+from automl.reporting import figures_data, figures_evaluation, figures_search
+from automl.reporting.figure import Figure
+from automl.reporting.formats import LOWER_IS_BETTER, METRIC_NAMES, interval, words
+
+FIGURES = (
+    figures_data.class_figure,
+    figures_data.twin_figure,
+    figures_data.shortcut_figure,
+    figures_search.progress_figure,
+    figures_search.survival_figure,
+    figures_search.parallel_figure,
+    figures_search.parameter_figure,
+    figures_search.importance_figure,
+    figures_search.time_figure,
+    figures_search.learning_figure,
+    figures_evaluation.baseline_figure,
+    figures_evaluation.roc_figure,
+    figures_evaluation.pr_figure,
+    figures_evaluation.calibration_figure,
+    figures_evaluation.prevalence_figure,
+    figures_evaluation.decision_figure,
+    figures_evaluation.subgroup_figure,
+    figures_evaluation.robustness_figure,
+)
+HEADLINES = {
+    True: ("roc_auc", "recall", "specificity", "balanced_accuracy"),
+    False: ("roc_auc", "balanced_accuracy", "f1", "accuracy"),
+}
+SHORT_NAMES = {"recall": "Sensitivity", "roc_auc": "ROC AUC", "balanced_accuracy": "Balanced accuracy"}
+
+
+def make_figures(report: dict[str, Any]) -> dict[str, Figure]:
+    """Every figure that the (complete) report has numbers for, by name."""
+    figures = (make(report) for make in FIGURES)
+    return {figure.name: figure for figure in figures if figure}
+
+
+def headlines(report: dict[str, Any]) -> list[dict[str, str | None]]:
+    """Four numbers for the top of the page, each with the best cheap baseline beside it."""
+    metrics = report["evaluation"]["test"]["metrics"]
+    rival = report["baselines"].get("one_nearest_neighbour") or {}
+    tiles = []
+    for name in HEADLINES[bool(report["dataset"]["positive"])]:
+        item = metrics.get(name)
+        if item and item["value"] is not None:
+            other = rival.get(name)
+            tiles.append({
+                "metric": name, "name": SHORT_NAMES.get(name, words(name)), "value": item["value"],
+                "low": item["low"], "high": item["high"],
+                "rival": other["value"] if other else None,
+            })
+    return tiles
+
+
+def natural_groups(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of 100 with the finding and of 100 without: how many the model called positive."""
+    natural, positive = report["evaluation"]["natural"], report["dataset"]["positive"]
+    if not natural or positive is None:
+        return []
+    found, alarms = natural["sensitivity_of_100"], natural["false_alarms_of_100"]
+    groups = []
+    for kind, item in (("found", found), ("alarm", alarms)):
+        if item["value"] is None:
+            return []
+        called = round(item["value"])
+        dots = [kind] * called + ["missed" if kind == "found" else "clear"] * (100 - called)
+        groups.append({"kind": kind, "count": called, "rest": 100 - called, "dots": dots,
+                       "low": whole(item["low"]), "high": whole(item["high"])})
+    return groups
+
+
+def whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def class_recalls(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Many classes: of 100 scans of each class, how many were called so."""
+    rows = []
+    for name, row in report["evaluation"]["test"]["per_class"].items():
+        recall = row["recall"]
+        if recall and recall["value"] is not None:
+            rows.append({"name": name, "count": round(100 * recall["value"]),
+                         "low": whole(recall["low"] and 100 * recall["low"]),
+                         "high": whole(recall["high"] and 100 * recall["high"])})
+    return rows
+
+
+def eighty_percent(report: dict[str, Any]) -> dict[str, Any] | None:
+    """The reliability bin that holds 80 %, to say in words what such an answer meant."""
+    curves = report["evaluation"]["test"]["curves"]
+    after = curves and curves["reliability"] and curves["reliability"]["after"]
+    for item in after["bins"] if after else []:
+        if item["low"] is not None and item["low"] <= 0.8 + 1e-9 < item["high"] and item["count"]:
+            return item
+    return None
+
+
+def confusion_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """True classes as rows: counts, shares of the row, and a shade from 0 to 4."""
+    rows = []
+    names = list(report["dataset"]["classes"])
+    for i, (name, counts) in enumerate(zip(names, report["evaluation"]["test"]["confusion"], strict=False)):
+        total = sum(counts)
+        cells = [{"count": count, "share": count / total if total else None, "right": i == j,
+                  "shade": round(4 * (count / total if total else 0))}
+                 for j, count in enumerate(counts)]
+        rows.append({"name": name, "cells": cells, "total": total})
+    return rows
+
+
+def metric_table(report: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as rows; the model and every baseline as columns; the best of a row marked."""
+    test = report["evaluation"]["test"]
+    columns = {"This model": test["metrics"]}
+    columns |= {words(k): v for k, v in report["baselines"].items() if k != "difference_to_1nn"}
+    if test["without_twins"]:
+        columns[f"Without near-copies ({test['without_twins']['images']} images)"] = (
+            test["without_twins"]["metrics"] or {})
+    if test["group_level"]:
+        columns["One vote for each group"] = test["group_level"]["metrics"] or {}
+    rows = []
+    for name in METRIC_NAMES:
+        items = [values.get(name) for values in columns.values()]
+        if any(items):
+            rows.append({"name": words(name), "lower": name in LOWER_IS_BETTER, "metric": name,
+                         "cells": [interval(item) for item in items]})
+    return {"columns": list(columns), "rows": rows}
+
+
+def importance_of_picture(report: dict[str, Any]) -> list[str]:
+    """Picture names, those that must not be missing first, each once."""
+    evaluation, audit = report["evaluation"], report["audit"]
+    cases = [case for kind in ("right", "missed", "false_alarm")
+             for case in (evaluation["examples"] or {}).get(kind) or []]
+    cases += evaluation["mistakes"] + evaluation["label_suspects"]
+    names = [case[key] for case in cases for key in ("picture", "saliency")]
+    names += [pair[key] for pair in (audit["twins"] or {}).get("pairs") or []
+              for key in ("picture_a", "picture_b")]
+    # Grid pictures in turns, so that a tight budget leaves some of every class.
+    rows = list(report["dataset"]["grid"].values())
+    names += [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def sections(report: dict[str, Any], figures: dict[str, Figure]) -> list[tuple[str, str]]:
+    """Anchors and titles of the table of contents, for the sections this report has."""
+    evaluation = report["evaluation"]
+    entries = [
+        ("verdict", "Verdict", True),
+        ("clinic", "In plain words", True),
+        ("data", "Data and audit", True),
+        ("split", "Split", True),
+        ("search", "Search", True),
+        ("winner", "Winner", True),
+        ("test", "Test results", True),
+        ("calibration", "Calibration", True),
+        ("thresholds", "Thresholds", bool(evaluation["thresholds"] or "decision" in figures)),
+        ("mistakes", "Mistakes", True),
+        ("subgroups", "Subgroups", True),
+        ("saliency", "Saliency", True),
+        ("robustness", "Robustness", True),
+        ("external", "External tests", True),
+        ("cost", "Cost", True),
+        ("reproduce", "Reproduce", True),
+        ("checklist", "Checklists", True),
+    ]
+    return [(anchor, title) for anchor, title, shown in entries if shown]
