@@ -10,11 +10,10 @@ clusters, precision 84), and where not one image is wrong they shrink to a point
 replicates give the standard error only, and the shape comes from what is known of a number
 between two bounds:
 
-- counts and Brier: on the logit scale, ± t · SE. For proportions that is the Wilson interval
-  for clustered data, but for terms of higher order (Kott 2017, Survey Methodology 43-2).
-- ROC AUC and average precision: Wilson's form, with as many independent images as give the
-  bootstrap's variance, and Satterthwaite's degrees of freedom, because a few badly ranked images
-  carry most of that variance.
+- what lies between two bounds: on the logit scale, ± t · SE. For proportions that is the Wilson
+  interval for clustered data but for terms of higher order (Kott 2017, Survey Methodology 43-2).
+  ROC AUC and average precision take Satterthwaite's degrees of freedom, because a few badly
+  ranked images carry most of their variance.
 - log loss: bootstrap-t on the log scale, for its long tail (Efron & Tibshirani 1993, ch. 12).
 - ECE: a plug-in ECE is too high, since noise counts as error. The interval holds the multiples of
   the observed gaps that would give such an ECE with that noise (a test, inverted); its lower
@@ -22,8 +21,11 @@ between two bounds:
 - a perfect or hopeless value: Wilson's limit for as many independent images as Kish's effective
   sample size counts, every group taken as one (Kish 1965).
 
-With these, coverage was 93–97 % over the cases in tests/test_intervals.py. Fewer than about twenty
-groups in the rarer class are too few for any of them; with one group there is no interval (NaN).
+In simulation (600 data sets each; accuracy .97 and ROC AUC .99 with 300 images, 80 images, 150
+patients with 1–5 images) coverage was 93–97 % for every metric but ECE, whose 97–99 % errs on the
+safe side, and 92 % for accuracy .97 in patients, where the mistakes are worth four independent
+ones. Brier and log loss of a model that has hardly been wrong yet are too hopeful: no resampling
+shows a mistake that was not seen. With one group there is no interval (NaN).
 """
 
 from collections.abc import Iterator
@@ -69,37 +71,7 @@ def bootstrap_metrics(
         seed: equal seeds give equal intervals.
     """
     codes = group_codes(groups, len(y_true))
-    once = np.ones((1, len(codes)))
-    arguments = (threshold, positive_index)
-    values = weighted_metrics(y_true, probabilities, once, *arguments)
-    replicates: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
-    tail, noise = [], []
-    losses = image_losses(y_true, probabilities, positive_index)["log_loss"]
-    confidence, outcome = confidence_and_outcome(y_true, probabilities, positive_index)
-    for copies in draw_copies(codes, resamples, seed):
-        weights = copies[:, codes]
-        for name, value in weighted_metrics(y_true, probabilities, weights, *arguments).items():
-            replicates[name].append(value)
-        tail.append(_mean_and_error(losses, codes, copies))
-        noise.append(_gaps(confidence, outcome, weights))
-    sizes = class_sizes(y_true, codes, probabilities.shape[1])
-    result = {}
-    for name in METRICS:
-        value, drawn = float(values[name][0]), np.concatenate(replicates[name])
-        if name == "log_loss":
-            low, high = _long_tailed(losses, codes, np.concatenate(tail, axis=1))
-        elif name == "ece":
-            low, high = _inverted(_gaps(confidence, outcome, once)[0], np.concatenate(noise))
-        else:
-            freedom = float(codes.max())
-            if name in RANK_METRICS:
-                freedom = _freedom(y_true, probabilities, codes, name, positive_index)
-            size = boundary_size(name, sizes, effective_size(codes), positive_index)
-            low, high = bounded_interval(
-                value, drawn, freedom, size, -1.0 if name == "mcc" else 0.0, name in RANK_METRICS
-            )
-        result[name] = _interval(value, low, high, codes)
-    return result
+    return _bootstrap(y_true, probabilities, threshold, codes, seed, positive_index, resamples)[0]
 
 
 def bootstrap_difference(
@@ -114,37 +86,107 @@ def bootstrap_difference(
 ) -> dict[str, Interval]:
     """First minus second in every metric on the same images, with paired 95 % intervals.
 
-    Both are judged on the same replicates. A difference has no bound to speak of, so this is
-    difference ± t · SE; ``first`` and ``second`` are probabilities (n, k).
+    ``first`` and ``second`` are probabilities (n, k). Both are judged on the same replicates,
+    and their own intervals are joined by squaring and adding, with the replicates' correlation
+    (Newcombe 1998, Statist. Med. 17:2635, method 10; Zou & Donner 2008, doi 10.1002/sim.3095).
     """
     codes = group_codes(groups, len(y_true))
-
-    def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
-        ours = weighted_metrics(y_true, first, weights, thresholds[0], positive_index)
-        theirs = weighted_metrics(y_true, second, weights, thresholds[1], positive_index)
-        return {name: ours[name] - theirs[name] for name in METRICS}
-
-    values = difference(np.ones((1, len(codes))))
-    drawn = [difference(copies[:, codes]) for copies in draw_copies(codes, resamples, seed)]
-    quantile = student.ppf(0.5 + LEVEL / 2, max(codes.max(), 1))
+    (ours, our_draws), (theirs, their_draws) = (
+        _bootstrap(y_true, probabilities, threshold, codes, seed, positive_index, resamples)
+        for probabilities, threshold in zip((first, second), thresholds, strict=True)
+    )
     result = {}
     for name in METRICS:
-        value = float(values[name][0])
-        error = standard_error(np.concatenate([part[name] for part in drawn]))
-        result[name] = _interval(value, value - quantile * error, value + quantile * error, codes)
+        a, b = ours[name], theirs[name]
+        value = a["value"] - b["value"]
+        if np.array_equal(our_draws[name], their_draws[name], equal_nan=True):
+            # No replicate tells them apart: there is nothing to be uncertain about.
+            result[name] = _interval(value, value, value, codes)
+            continue
+        correlation = _correlation(our_draws[name], their_draws[name])
+        down = _joined(a["value"] - a["low"], b["high"] - b["value"], correlation)
+        up = _joined(a["high"] - a["value"], b["value"] - b["low"], correlation)
+        result[name] = _interval(value, value - down, value + up, codes)
     return result
 
 
-def wilson_interval(
-    proportion: float, size: float, quantile: float | None = None
-) -> tuple[float, float]:
-    """Wilson 1927 (doi 10.1080/01621459.1927.10502953) for ``size`` independent images.
+def _bootstrap(
+    y_true: np.ndarray,
+    probabilities: np.ndarray,
+    threshold: float | None,
+    codes: np.ndarray,
+    seed: int,
+    positive_index: int,
+    resamples: int,
+) -> tuple[dict[str, Interval], dict[str, np.ndarray]]:
+    """Intervals, and the replicates they came from, (resamples,) by name."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    once = np.ones((1, len(codes)))
+    arguments = (threshold, positive_index)
+    values = weighted_metrics(y_true, probabilities, once, *arguments)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
+    tail, noise = [], []
+    losses = image_losses(y_true, probabilities, positive_index)["log_loss"]
+    promised = confidence_and_outcome(y_true, probabilities, positive_index)
+    for copies in draw_copies(codes, resamples, seed):
+        weights = copies[:, codes]
+        for name, value in weighted_metrics(y_true, probabilities, weights, *arguments).items():
+            parts[name].append(value)
+        tail.append(_mean_and_error(losses, codes, copies))
+        noise.append(_gaps(*promised, weights))
+    replicates = {name: np.concatenate(part) for name, part in parts.items()}
+    sizes = class_sizes(y_true, codes, probabilities.shape[1])
+    overall = effective_size(codes)
+    result = {}
+    for name in METRICS:
+        value = float(values[name][0])
+        if name == "log_loss":
+            low, high = _long_tailed(losses, codes, np.concatenate(tail, axis=1))
+        elif name == "ece":
+            low, high = _inverted(_gaps(*promised, once)[0], np.concatenate(noise))
+        else:
+            freedom = float(codes.max())
+            if name in RANK_METRICS:
+                freedom = _freedom(y_true, probabilities, codes, name, positive_index)
+            size = boundary_size(name, sizes, overall, positive_index)
+            lowest = -1.0 if name == "mcc" else 0.0
+            low, high = bounded_interval(value, replicates[name], freedom, size, lowest)
+        result[name] = _interval(value, low, high, codes)
+    return result, replicates
 
-    ``quantile`` is that of the standard normal, or of Student's t, 1.96 by default.
+
+def bootstrap_ratio(
+    top: np.ndarray,
+    bottom: np.ndarray,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Σ top / Σ bottom in [0, 1] with its 95 % interval: any rate of a confusion matrix.
+
+    Args:
+        top, bottom: what each image adds to the two sums, (n,) ≥ 0; for sensitivity, whether it
+            is a hit and whether it is positive.
     """
+    codes = group_codes(groups, len(top))
+    tops, bottoms = np.bincount(codes, top), np.bincount(codes, bottom)
+    if len(codes) == 0 or bottoms.sum() == 0:
+        return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
+    drawn = []
+    for copies in draw_copies(codes, resamples, seed):
+        totals = copies @ bottoms
+        drawn.append(np.where(totals > 0, copies @ tops / np.where(totals > 0, totals, 1), np.nan))
+    value = float(tops.sum() / bottoms.sum())
+    boundary = effective_size(codes[np.asarray(bottom) > 0])
+    low, high = bounded_interval(value, np.concatenate(drawn), float(codes.max()), boundary)
+    return _interval(value, low, high, codes)
+
+
+def wilson_interval(proportion: float, size: float) -> tuple[float, float]:
+    """Wilson 1927 (doi 10.1080/01621459.1927.10502953) for ``size`` independent images."""
     if not size > 0 or np.isnan(proportion):
         return float("nan"), float("nan")
-    quantile = norm.ppf(0.5 + LEVEL / 2) if quantile is None else quantile
+    quantile = norm.ppf(0.5 + LEVEL / 2)
     share = quantile**2 / size
     middle = proportion + share / 2
     half = np.sqrt(share * (proportion * (1 - proportion) + share / 4))
@@ -162,13 +204,11 @@ def bounded_interval(
     freedom: float,
     boundary: float,
     lowest: float = 0.0,
-    by_score: bool = False,
 ) -> tuple[float, float]:
     """An interval for a metric in [lowest, 1] whose bootstrap replicates are given.
 
     ``freedom`` are the degrees of freedom of its standard error, ``boundary`` the independent
-    images that a value without any spread stands for, ``by_score`` selects Wilson's form
-    instead of the logit's (see the head of this file).
+    images that a value without any spread stands for.
     """
     if np.isnan(value) or freedom < 1:
         return float("nan"), float("nan")
@@ -178,8 +218,6 @@ def bounded_interval(
     quantile = float(student.ppf(0.5 + LEVEL / 2, freedom))
     if not error > 1e-12 or not 1e-12 < share < 1 - 1e-12:
         low, high = wilson_interval(float(np.clip(np.round(share, 12), 0, 1)), boundary)
-    elif by_score:
-        low, high = wilson_interval(share, share * (1 - share) / error**2, quantile)
     else:
         centre, half = np.log(share / (1 - share)), quantile * error / (share * (1 - share))
         low, high = (float(1 / (1 + np.exp(-(centre + sign * half)))) for sign in (-1, 1))
@@ -321,3 +359,16 @@ def _interval(value: float, low: float, high: float, codes: np.ndarray) -> Inter
     if codes.max() < 1 or np.isnan(value):
         return {"value": value, "low": float("nan"), "high": float("nan")}
     return {"value": value, "low": float(low), "high": float(high)}
+
+
+def _joined(first: float, second: float, correlation: float) -> float:
+    """The side of a difference's interval from the sides of its two parts."""
+    return float(np.sqrt(max(first**2 + second**2 - 2 * correlation * first * second, 0.0)))
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's, over the replicates in which both exist; 0 where either does not vary."""
+    known = ~(np.isnan(first) | np.isnan(second))
+    if known.sum() < 2 or np.ptp(first[known]) == 0 or np.ptp(second[known]) == 0:
+        return 0.0
+    return float(np.corrcoef(first[known], second[known])[0, 1])

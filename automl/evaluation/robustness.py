@@ -1,7 +1,7 @@
 """What happens to the result when the images are a little worse than those of the test set?
 
 Each corruption is applied at three levels to a sample of the test images and the same metric
-is taken again. Level 0 is the images as they are, so that the loss can be read off.
+is taken again, beside what it lost on the same images.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from scipy.ndimage import affine_transform, gaussian_filter, shift
 
 from automl.data.images import decode_bytes
 from automl.data.pictures import encode_jpeg
-from automl.evaluation.intervals import bootstrap_metrics
+from automl.evaluation.intervals import bootstrap_difference, bootstrap_metrics
+from automl.evaluation.plain import to_json
 
 # What each level means. Noise: standard deviation in grey levels of 255. Blur: sigma in percent
 # of the side. Gamma: exponent on intensities in [0, 1]. Rotation: degrees. JPEG: quality.
@@ -81,13 +82,13 @@ def evaluate_robustness(
     groups: np.ndarray,
     seed: int,
     positive_index: int = 1,
-    metric: str = "roc_auc",
+    metric: str = "accuracy",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """``metric`` with a 95 % interval under each corruption and level.
+    """``metric`` under each corruption at each strength, and what it lost, with 95 % intervals.
 
-    At most 200 images are used, drawn by ``seed`` in equal parts from each class as far as
-    there are enough, so this takes 19 forward passes over 200 images.
+    At most 200 images are used, drawn by ``seed`` with the classes' shares kept, so this takes
+    19 forward passes over 200 images.
 
     Args:
         predict: uint8 (n, S, S, 3) → probabilities (n, k).
@@ -95,46 +96,47 @@ def evaluate_robustness(
         groups: int (n,), the units that intervals resample.
 
     Returns:
-        rows ``{name, level, strength, images, metric: {value, low, high}, metric_name}``; the
-        first is ``{"name": "none", "level": 0, …}``.
+        rows ``{name, level, metric_name, images, metric, difference}``: ``level`` is the strength
+        in LEVELS' unit, ``difference`` the metric minus that of the same images untouched,
+        both ``{value, low, high}``.
     """
-    rows = sample_by_class(y_true, MAX_IMAGES, seed)
-    chosen = np.asarray(pixels[rows])
-    plan = [("none", 0), *((name, level) for name in LEVELS for level in (1, 2, 3))]
+    rows = sample_images(y_true, MAX_IMAGES, seed)
+    chosen, labels, units = np.asarray(pixels[rows]), y_true[rows], groups[rows]
+    clean = predict(chosen)
+    plan = [(name, level) for name in LEVELS for level in (1, 2, 3)]
     results = []
     for done, (name, level) in enumerate(plan):
         if progress is not None:
             progress("testing robustness", done, len(plan))
-        probabilities = predict(apply_corruption(chosen, name, level, seed))
-        interval = bootstrap_metrics(
-            y_true[rows], probabilities, threshold, groups[rows], seed, positive_index
-        )[metric]
-        strength = LEVELS[name][level - 1] if level else 0.0
+        worse = predict(apply_corruption(chosen, name, level, seed))
+        interval = bootstrap_metrics(labels, worse, threshold, units, seed, positive_index)
+        difference = bootstrap_difference(
+            labels, worse, clean, (threshold, threshold), units, seed, positive_index
+        )
         results.append(
             {
                 "name": name,
-                "level": level,
-                "strength": float(strength),
-                "images": len(rows),
+                "level": LEVELS[name][level - 1],
                 "metric_name": metric,
-                "metric": interval,
+                "images": len(rows),
+                "metric": interval[metric],
+                "difference": difference[metric],
             }
         )
     if progress is not None:
         progress("testing robustness", len(plan), len(plan))
-    return results
+    return to_json(results)
 
 
-def sample_by_class(y_true: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Indices of at most ``limit`` images, ascending, the classes as equal as possible."""
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(y_true))
-    # The first of each class, then the second of each, and so on.
-    rank = np.zeros(len(y_true), dtype=np.int64)
-    for label in np.unique(y_true):
-        members = order[y_true[order] == label]
-        rank[members] = np.arange(len(members))
-    return np.sort(order[np.argsort(rank[order], kind="stable")][:limit])
+def sample_images(y_true: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Indices of at most ``limit`` images, ascending, each class in its share."""
+    order = np.random.default_rng(seed).permutation(len(y_true))
+    # An image's place within its class, from 0 to 1: the first places are in all classes alike.
+    place = np.zeros(len(y_true))
+    for index in np.unique(y_true):
+        members = order[y_true[order] == index]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(order[np.argsort(place[order], kind="stable")][:limit])
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:
