@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from automl.data.files import fold
+from automl.data.tables import SPLIT_WORDS, list_columns, read_table
 from automl.errors import StorageError, UsageError
-from automl.records import SPLITS, Dataset, Finding, Split
+from automl.records import Dataset, Finding, Split
 
 COLUMNS = ("image", "label", "group", "split")
 # A spreadsheet runs a cell that starts with one of these as a formula.
@@ -60,15 +62,15 @@ def read_parts(path: Path, dataset: Dataset) -> tuple[np.ndarray, list[Finding]]
     part = np.full(len(dataset.samples), LEFT_OUT, dtype=object)
     unknown, unreadable = [], []
     for number, image, word in rows:
-        name = word.strip().lower()
-        if name not in SPLITS:
+        name = SPLIT_WORDS.get(fold(word))
+        if name is None:
             raise UsageError(
                 f"{path}, line {number}: the split of {image!r} is {word!r}. "
                 "Use train, val or test."
             )
         index = find_row(lookup, image)
         if index is None:
-            known = (dataset.root / plain_cell(image)).is_file()
+            known = os.path.isfile(dataset.root / plain_cell(image))
             (unreadable if known else unknown).append(image)
         elif part[index] not in (LEFT_OUT, name):
             raise UsageError(f"{path}, line {number}: {image!r} is in {part[index]} and in {name}.")
@@ -85,36 +87,20 @@ def read_parts(path: Path, dataset: Dataset) -> tuple[np.ndarray, list[Finding]]
 
 def read_rows(path: Path) -> list[tuple[int, str, str]]:
     """Line number, image and split of each row that is not empty."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
+    table = read_table(path)
+    columns = {column.lower(): column for column in table.columns}
+    missing = [name for name in ("image", "split") if name not in columns]
+    if missing:
         raise UsageError(
-            f"Cannot read the split file {path}: {error.strerror}. --split takes grouped, random "
-            "or a CSV file with the columns image and split."
-        ) from None
-    lines = text.splitlines(keepends=True)
-    header = lines[0] if lines else ""
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(lines, delimiter=delimiter)
-    try:
-        columns = [cell.strip().lower() for cell in next(reader, [])]
-        missing = {"image", "split"} - set(columns)
-        if missing:
-            raise UsageError(
-                f"{path} has no column {' and no column '.join(sorted(missing))}. It needs the "
-                f"columns image and split; its first line is {header.strip()[:100]!r}."
-            )
-        image, split = columns.index("image"), columns.index("split")
-        rows = []
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) <= max(image, split):
-                raise UsageError(f"{path}, line {reader.line_num}, has too few columns.")
-            rows.append((reader.line_num, cells[image], cells[split]))
-    except csv.Error as error:
-        raise UsageError(f"{path} is not a CSV file: {error}.") from None
-    return rows
+            f"{path} has no column {' and no column '.join(missing)}. It needs image and split; "
+            f"it has: {list_columns(table)}."
+        )
+    if table.malformed:
+        raise UsageError(f"{path}, line {table.malformed[0]}, has more fields than the first line.")
+    return [
+        (line, row.get(columns["image"], ""), row.get(columns["split"], ""))
+        for line, row in zip(table.lines, table.rows, strict=True)
+    ]
 
 
 def name_lookup(dataset: Dataset) -> dict[str, int | None]:
@@ -123,7 +109,8 @@ def name_lookup(dataset: Dataset) -> dict[str, int | None]:
     paths = [sample.image for sample in dataset.samples]
     names = [image.rsplit("/", 1)[-1] for image in paths]
     stems = [name.rsplit(".", 1)[0] for name in names]
-    for keys in (paths, names, stems):
+    # Cells are read without the spaces around them.
+    for keys in (paths, [path.strip() for path in paths], names, stems):
         counts = Counter(keys)
         for index, key in enumerate(keys):
             lookup.setdefault(key, index if counts[key] == 1 else None)
@@ -132,7 +119,7 @@ def name_lookup(dataset: Dataset) -> dict[str, int | None]:
 
 def find_row(lookup: dict[str, int | None], image: str) -> int | None:
     """The row that a cell names, as our own files write it or as it stands."""
-    for name in (plain_cell(image), image, image.strip().replace("\\", "/").removeprefix("./")):
+    for name in (plain_cell(image), image, image.replace("\\", "/").removeprefix("./")):
         if lookup.get(name) is not None:
             return lookup[name]
     return None
