@@ -1,0 +1,237 @@
+"""The activation cache: the frozen prefix is computed once for each image and view.
+
+One file for each cut and view, a NumPy array on disk that is mapped into memory, under a
+key of everything it depends on. Trials, workers, rungs and later searches on the same data
+share it. Files appear whole or not at all, so a crash leaves nothing to repair; a lock
+lets a second process wait for the first one's result instead of computing it again.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from automl.errors import StorageError
+from automl.search.engine import choose_engine, engine_name
+from automl.search.model import cut_layer, cut_prefix
+from automl.search.views import make_view
+
+Progress = Callable[[str, int, int], None]
+# Part of every key: changes when the same inputs would give other numbers.
+FORMAT = 1
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """Where the images are, without holding them: uint8 (n, S, S, 3), by np.load or raw."""
+
+    path: Path
+    shape: tuple[int, ...]
+    digest: str
+
+    def open(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r") if self.path.suffix == ".npy" else np.memmap(
+            self.path, np.uint8, "r", shape=self.shape
+        )
+
+
+class Activations:
+    """The cut points' outputs, read by row.
+
+    View 0 holds every image, the others the training images only.
+
+    Args:
+        backbone: with its weights; ``weights_digest`` is theirs.
+        train_rows: rows that views above 0 are made for.
+        folder: the cache's folder, or None to compute anew at every read.
+        limit: bytes that the folder may hold; the least recently used files go first.
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        weights_digest: str,
+        source: PixelSource,
+        depths: tuple[int, ...],
+        *,
+        views: int,
+        seed: int,
+        train_rows: np.ndarray,
+        folder: Path | None,
+        limit: float = 20 * 2**30,
+        threads: int = 2,
+        progress: Progress | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.depths = tuple(sorted(set(depths) | {0}))
+        self.views = views
+        self.seed = seed
+        self.threads = threads
+        self.pixels = source.open()
+        self.folder = folder
+        self.limit = limit
+        self.progress = progress or (lambda what, done, total: None)
+        self.hits = self.misses = self.bytes = 0
+        self.seconds = 0.0
+        self.images = 0
+        self.engine = "tensorflow"
+        n = len(self.pixels)
+        everyone = np.arange(n)
+        self._rows = {view: everyone if view == 0 else np.sort(train_rows) for view in range(views)}
+        self._position = {view: invert(rows, n) for view, rows in self._rows.items()}
+        self._prefix: dict[int, Any] = {}
+        self._files: dict[tuple[int, int], np.ndarray] = {}
+        if folder is not None:
+            self.engine = engine_name(n + (views - 1) * len(train_rows))
+            self._keys = {
+                (depth, view): self._key(weights_digest, source.digest, depth, view)
+                for depth in self.depths
+                for view in range(views)
+            }
+            self._fill()
+
+    def shape(self, depth: int) -> tuple[int, ...]:
+        """Shape of one image's activation at the cut of ``depth``."""
+        return tuple(self.backbone.get_layer(cut_layer(depth)).output.shape[1:])
+
+    def read(self, depth: int, view: int, rows: np.ndarray) -> np.ndarray:
+        """float32 (len(rows), …): the activations of some images, in the order asked for."""
+        if self.folder is not None:
+            return self._files[depth, view][self._position[view][rows]]
+        if depth not in self._prefix:
+            self._prefix[depth] = choose_engine("tensorflow", cut_prefix(self.backbone, (depth,)), 1)
+        blocks = [
+            self._prefix[depth](make_view(self.pixels[part], part, view, self.seed))[0]
+            for part in np.array_split(rows, max(1, len(rows) // BLOCK))
+        ]
+        return np.concatenate(blocks)
+
+    def _key(self, weights: str, pixels: str, depth: int, view: int) -> str:
+        parts = {
+            "format": FORMAT,
+            "weights": weights,
+            "size": self.pixels.shape[1],
+            "preprocessing": "x/127.5-1",
+            "cut": cut_layer(depth),
+            "dtype": "float32",
+            "engine": self.engine,
+            "view": [view, self.seed, digest_rows(self._rows[view])] if view else 0,
+            "pixels": pixels,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+
+    def _path(self, depth: int, view: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{self._keys[depth, view]}.npy"
+
+    def _fill(self) -> None:
+        assert self.folder is not None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder / "lock"):
+                missing = [key for key in self._keys if not self._path(*key).exists()]
+                self.hits, self.misses = len(self._keys) - len(missing), len(missing)
+                if missing:
+                    for torn in self.folder.glob("*.part"):
+                        torn.unlink()
+                    self._extract(missing)
+                for key in self._keys:
+                    path = self._path(*key)
+                    os.utime(path)
+                    self._files[key] = np.load(path, mmap_mode="r")
+                    self.bytes += path.stat().st_size
+                evict(self.folder, self.limit, keep={self._path(*key).name for key in self._keys})
+        except OSError as error:
+            hint = (
+                "Free some space, choose another folder with --cache-dir, or fewer --views."
+                if error.errno == errno.ENOSPC
+                else "Choose a writable folder with --cache-dir."
+            )
+            raise StorageError(
+                f"The activation cache in {self.folder} cannot be written: {error.strerror}. {hint}"
+            ) from error
+
+    def _extract(self, missing: list[tuple[int, int]]) -> None:
+        started = time.monotonic()
+        depths = tuple(depth for depth in self.depths if any(key[0] == depth for key in missing))
+        run = choose_engine(self.engine, cut_prefix(self.backbone, depths), self.threads)
+        views = sorted({view for _, view in missing})
+        total = sum(len(self._rows[view]) for view in views)
+        done = 0
+        for view in views:
+            rows = self._rows[view]
+            targets = {
+                i: self._path(depth, view) for i, depth in enumerate(depths) if (depth, view) in missing
+            }
+            files = {
+                i: np.lib.format.open_memmap(
+                    path.with_suffix(".part"), "w+", np.float32, (len(rows), *self.shape(depths[i]))
+                )
+                for i, path in targets.items()
+            }
+            for start in range(0, len(rows), BLOCK):
+                part = rows[start : start + BLOCK]
+                outputs = run(make_view(self.pixels[part], part, view, self.seed))
+                for i, file in files.items():
+                    file[start : start + len(part)] = outputs[i]
+                done += len(part)
+                self.progress("computing activations", done, total)
+            for i, path in targets.items():
+                files[i].flush()
+                commit(path.with_suffix(".part"), path)
+        self.images = total
+        self.seconds = time.monotonic() - started
+
+
+def invert(rows: np.ndarray, n: int) -> np.ndarray:
+    """Where each of n rows stands in ``rows``; -1 where it does not."""
+    position = np.full(n, -1, np.int64)
+    position[rows] = np.arange(len(rows))
+    return position
+
+
+def digest_rows(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def commit(part: Path, path: Path) -> None:
+    """Make a finished temporary file durable and give it its name."""
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``; it is released when the process dies, too."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def evict(folder: Path, limit: float, keep: set[str]) -> None:
+    """Delete the least recently used arrays until the folder is within ``limit`` bytes."""
+    files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        if size <= limit:
+            return
+        if path.name not in keep:
+            size -= path.stat().st_size
+            path.unlink()

@@ -1,0 +1,58 @@
+"""What the search optimises, computed from validation logits after every epoch."""
+
+import numpy as np
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+
+MINIMISED = ("log_loss",)
+
+
+def direction(objective: str) -> str:
+    """"min" or "max", as KerasTuner says it."""
+    return "min" if objective in MINIMISED else "max"
+
+
+def better(objective: str, score: float, than: float) -> bool:
+    return score < than if objective in MINIMISED else score > than
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """float64 (n, k) from logits (n, 1 or k)."""
+    logits = logits.astype(np.float64)
+    if logits.shape[1] == 1:
+        positive = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+        return np.concatenate([1 - positive, positive], axis=1)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def score_outputs(objective: str, logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Loss, accuracy and the objective on validation.
+
+    Args:
+        logits: float (n, 1 or k).
+        y: int (n,), every class present.
+
+    Returns:
+        ``loss`` (mean cross-entropy), ``accuracy`` and ``objective``; many classes are
+        averaged one against the rest. NaN logits give NaN, which fails the trial.
+    """
+    if not np.isfinite(logits).all():
+        return {"loss": float("nan"), "accuracy": float("nan"), objective: float("nan")}
+    p = probabilities_of(logits)
+    loss = float(-np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1)).mean())
+    chosen = p.argmax(axis=1)
+    scores = {"loss": loss, "accuracy": float((chosen == y).mean())}
+    binary = p.shape[1] == 2
+    if objective == "log_loss":
+        scores[objective] = loss
+    elif objective == "balanced_accuracy":
+        scores[objective] = float(balanced_accuracy_score(y, chosen))
+    elif objective == "roc_auc":
+        # Logits rank without the ties that saturated probabilities have.
+        value = roc_auc_score(y, logits[:, 0]) if binary else roc_auc_score(y, p, multi_class="ovr")
+        scores[objective] = float(value)
+    else:
+        onehot = np.eye(p.shape[1])[y]
+        value = average_precision_score(y, p[:, 1]) if binary else average_precision_score(onehot, p)
+        scores[objective] = float(value)
+    return scores

@@ -1,0 +1,444 @@
+"""Train one configuration for one rung, from cached activations.
+
+``run_trial(spec, task)`` is a plain function of records: the study sends it to a worker
+process, a cluster, or calls it. What is expensive and the same for all trials of a study
+(the backbone, the activations, one compiled training loop for each depth) is made at the
+first trial and kept in the process.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from automl.search.activations import Activations, PixelSource
+from automl.search.checkpoint import read_checkpoint, write_checkpoint
+from automl.search.model import Head, cut_suffix, join, output_units, trained_variables
+from automl.search.objective import better, score_outputs
+from automl.search.space import HEAD_UNITS, step_size
+from automl.search.weights import digest_weights, load_backbone
+
+# Linear probing before fine-tuning keeps the pretrained features: Kumar, Raghunathan,
+# Jones, Ma, Liang: "Fine-Tuning can Distort Pretrained Features and Underperform
+# Out-of-Distribution", ICLR 2022. On cached features an epoch takes a fraction of a second.
+HEAD_FIRST_EPOCHS = 8
+HEAD_FIRST_RATE = 3e-3
+# Least variance of a standardised feature, as a share of the mean over all features.
+VARIANCE_FLOOR = 0.01
+# Activations read at a time: bounds memory, and keeps the next read behind the training.
+CHUNK_BYTES = 48 * 2**20
+
+
+class TrialError(Exception):
+    """A trial failed; ``reason`` is nan, oom or error."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """All that a worker needs to know of a study; travels once with every task."""
+
+    pixels: PixelSource
+    targets: np.ndarray
+    train_rows: np.ndarray
+    val_rows: np.ndarray
+    n_classes: int
+    weights: str
+    depths: tuple[int, ...]
+    views: int
+    balance: str
+    objective: str
+    seed: int
+    cache_folder: Path | None
+    cache_limit: float
+    threads: int
+
+    @property
+    def key(self) -> str:
+        parts = [self.pixels.digest, self.weights, str(self.depths), str(self.views), self.balance]
+        parts += [self.objective, str(self.seed), str(self.cache_folder)]
+        rows = [self.targets, self.train_rows, self.val_rows]
+        digest = hashlib.sha256("\n".join(parts).encode())
+        for array in rows:
+            digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """One trial: what to train, from which checkpoint, to which."""
+
+    trial: str
+    configuration: int
+    params: dict[str, Any]
+    epochs: int
+    parent: Path | None
+    checkpoint: Path
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """``score`` is the best epoch's, ``history`` has a row for each epoch that ran."""
+
+    score: float
+    epoch_of_score: int
+    history: tuple[dict[str, float], ...]
+    seconds: float
+
+
+class Program:
+    """The training loop of one depth as one graph, used by all trials of that depth.
+
+    Heads of every size share the graph: the hidden layer has the largest size, and units
+    that a configuration does not have are masked, so that their gradients are zero and
+    Adam leaves them alone. A linear head masks all of them and opens the direct path.
+    """
+
+    def __init__(self, backbone: keras.Model, depth: int, n_classes: int) -> None:
+        self.depth = depth
+        self.suffix = cut_suffix(backbone, depth) if depth else None
+        self.body = trained_variables(backbone, depth)
+        self.start = [variable.numpy() for variable in self.body]
+        self.channels = int(backbone.output.shape[-1])
+        self.units, self.outputs = max(HEAD_UNITS), output_units(n_classes)
+        shapes = self.head_shapes()
+        self.head = [keras.Variable(np.zeros(s, "float32"), name=n) for n, s in shapes.items()]
+        self.mean = tf.Variable(tf.zeros(self.channels))
+        self.scale = tf.Variable(tf.ones(self.channels))
+        self.mask = tf.Variable(tf.ones(self.units + self.channels))
+        self.dropout = tf.Variable(0.0)
+        self.optimizer = keras.optimizers.Adam()
+        self.optimizer.build(self.body + self.head)
+        self.train = tf.function(self._train, jit_compile=False, reduce_retracing=True)
+        self.predict = tf.function(self._predict, jit_compile=False, reduce_retracing=True)
+
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "hidden_kernel": (self.channels, self.units),
+            "hidden_bias": (self.units,),
+            "kernel": (self.units + self.channels, self.outputs),
+            "bias": (self.outputs,),
+        }
+
+    def reset(self, params: dict[str, Any], seed: list[int], mean: Any, scale: Any) -> None:
+        """Start a configuration: pretrained body, fresh head, empty optimizer."""
+        units = int(params["head_units"])
+        for variable, value in zip(self.body, self.start, strict=True):
+            variable.assign(value)
+        for variable, value in zip(self.head, self._fresh_head(units, seed), strict=True):
+            variable.assign(value)
+        for variable in self.optimizer.variables:
+            variable.assign(np.zeros(variable.shape, variable.dtype))
+        self.optimizer.learning_rate = step_size(params)
+        self.mean.assign(mean)
+        self.scale.assign(scale)
+        mask = np.zeros(self.units + self.channels, np.float32)
+        mask[:units] = 1
+        mask[self.units :] = units == 0
+        self.mask.assign(mask)
+        self.dropout.assign(float(params["dropout"]))
+
+    def _fresh_head(self, units: int, seed: list[int]) -> list[np.ndarray]:
+        """Glorot uniform (Glorot & Bengio 2010) for the units in use, zero elsewhere."""
+        draw = np.random.default_rng(seed)
+        arrays = [np.zeros(shape, np.float32) for shape in self.head_shapes().values()]
+        hidden_kernel, _, kernel, _ = arrays
+        if units:
+            hidden_kernel[:, :units] = glorot(draw, self.channels, units)
+            kernel[:units] = glorot(draw, units, self.outputs)
+        else:
+            kernel[self.units :] = glorot(draw, self.channels, self.outputs)
+        return arrays
+
+    def _logits(self, x: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
+        x = tf.cast(x, tf.float32)
+        features = self.suffix(x, training=False) if self.suffix is not None else x
+        hidden_kernel, hidden_bias, kernel, bias = (variable.value for variable in self.head)
+        standard = (features - self.mean) * self.scale
+        hidden = tf.nn.relu(standard @ hidden_kernel + hidden_bias)
+        top = tf.concat([hidden, standard], axis=1) * self.mask
+        if seed is not None:
+            kept = tf.random.stateless_uniform(tf.shape(top), seed) >= self.dropout
+            top = top * tf.cast(kept, tf.float32) / (1 - self.dropout)
+        return top @ kernel + bias
+
+    def _train(self, x: Any, y: Any, weight: Any, batch_size: Any, seed: Any) -> Any:
+        """One pass over a chunk in the order given; returns the summed loss."""
+        n = tf.shape(x)[0]
+        total = 0.0
+        for start in tf.range(0, n, batch_size):
+            end = tf.minimum(start + batch_size, n)
+            with tf.GradientTape() as tape:
+                logits = self._logits(x[start:end], tf.stack([seed, start]))
+                losses = loss_of(logits, y[start:end]) * weight[start:end]
+                loss = tf.reduce_mean(losses)
+            variables = self.body + self.head
+            gradients = tape.gradient(loss, [variable.value for variable in variables])
+            self.optimizer.apply(gradients, variables)
+            total += tf.reduce_sum(losses)
+        return total
+
+    def _predict(self, x: Any) -> Any:
+        return self._logits(x, None)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The trained arrays, by name."""
+        named = zip(self.head_shapes(), self.head, strict=True)
+        arrays = {f"head/{name}": variable.numpy() for name, variable in named}
+        return arrays | {f"body/{i}": v.numpy() for i, v in enumerate(self.body)}
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        return {f"optimizer/{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        for name, variable in zip(self.head_shapes(), self.head, strict=True):
+            variable.assign(arrays[f"head/{name}"])
+        for i, variable in enumerate(self.body):
+            variable.assign(arrays[f"body/{i}"])
+        for i, variable in enumerate(self.optimizer.variables):
+            if f"optimizer/{i}" in arrays:
+                variable.assign(arrays[f"optimizer/{i}"])
+
+
+def loss_of(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of each row: sigmoid for one output, softmax for more."""
+    if logits.shape[-1] == 1:
+        return tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(y, tf.float32), logits[:, 0])
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+
+
+def glorot(draw: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
+    limit = math.sqrt(6 / (fan_in + fan_out))
+    return draw.uniform(-limit, limit, (fan_in, fan_out)).astype(np.float32)
+
+
+class Trainer:
+    """A study's data, backbone and programs for one width, alive in one process."""
+
+    def __init__(
+        self, spec: StudySpec, width: float, progress: Callable[[str, int, int], None] | None = None
+    ) -> None:
+        self.spec = spec
+        self.width = width
+        size = spec.pixels.shape[1]
+        self.backbone = load_backbone(size, width, spec.weights, spec.seed)
+        self.weights_digest = digest_weights(self.backbone)
+        self.activations = Activations(
+            self.backbone,
+            self.weights_digest,
+            spec.pixels,
+            spec.depths,
+            views=spec.views,
+            seed=spec.seed,
+            train_rows=spec.train_rows,
+            folder=spec.cache_folder,
+            limit=spec.cache_limit,
+            threads=spec.threads,
+            progress=progress,
+        )
+        features = self.activations.read(0, 0, spec.train_rows).astype(np.float64)
+        self.mean = features.mean(axis=0).astype(np.float32)
+        # A channel that hardly varies in training would blow up whatever differs later.
+        variance = features.var(axis=0)
+        floor = max(VARIANCE_FLOOR * variance.mean(), 1e-12)
+        self.variance = np.maximum(variance, floor).astype(np.float32)
+        self.scale = 1 / np.sqrt(self.variance)
+        self._programs: dict[int, Program] = {}
+        self._reader = ThreadPoolExecutor(1)
+
+    def program(self, depth: int) -> Program:
+        if depth not in self._programs:
+            # The backbone's variables may hold another trial's values just now.
+            self._restore_bodies()
+            self._programs[depth] = Program(self.backbone, depth, self.spec.n_classes)
+        return self._programs[depth]
+
+    def run(self, task: TrialTask) -> TrialResult:
+        """Train to ``task.epochs``; writes the checkpoint, returns the best epoch so far."""
+        started = time.monotonic()
+        depth = int(task.params["fine_tune_depth"])
+        program = self.program(depth)
+        self._restore_bodies()
+        seed = [self.spec.seed, task.configuration]
+        program.reset(task.params, seed, self.mean, self.scale)
+        meta: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_score": None}
+        best: dict[str, np.ndarray] = {}
+        if task.parent is not None and task.parent.exists():
+            last, best, meta = read_checkpoint(task.parent)
+            program.load(last)
+        elif depth:
+            self._train_head_first(program, task, seed)
+        history = []
+        for epoch in range(meta["epoch"] + 1, task.epochs + 1):
+            row = self._train_epoch(program, task, epoch)
+            history.append(row)
+            score = row[f"val_{self.spec.objective}"]
+            if not math.isfinite(score) or not math.isfinite(row["loss"]):
+                raise TrialError("nan", f"The loss was {row['loss']} and the score {score} in epoch {epoch}.")
+            if meta["best_score"] is None or better(self.spec.objective, score, meta["best_score"]):
+                meta |= {"best_score": score, "best_epoch": epoch}
+                best = program.state()
+            meta["epoch"] = epoch
+        write_checkpoint(task.checkpoint, program.state() | program.optimizer_state(), best, meta)
+        return TrialResult(
+            meta["best_score"], meta["best_epoch"], tuple(history), time.monotonic() - started
+        )
+
+    def _restore_bodies(self) -> None:
+        for program in self._programs.values():
+            for variable, value in zip(program.body, program.start, strict=True):
+                variable.assign(value)
+
+    def _train_head_first(self, program: Program, task: TrialTask, seed: list[int]) -> None:
+        """Train the head alone on the cached features, and give it to ``program``."""
+        probe = self.program(0)
+        probe.reset(task.params, seed, self.mean, self.scale)
+        probe.optimizer.learning_rate = HEAD_FIRST_RATE
+        for epoch in range(HEAD_FIRST_EPOCHS):
+            self._pass(probe, 0, -1 - epoch, task)
+        for variable, trained in zip(program.head, probe.head, strict=True):
+            variable.assign(trained)
+
+    def _train_epoch(self, program: Program, task: TrialTask, epoch: int) -> dict[str, float]:
+        started = time.monotonic()
+        view = (epoch - 1) % self.spec.views
+        loss = self._pass(program, view, epoch, task)
+        outputs = self.outputs(program, self.spec.val_rows)
+        y = self.spec.targets[self.spec.val_rows]
+        scores = score_outputs(self.spec.objective, outputs, y)
+        row = {"epoch": epoch, "loss": loss} | {f"val_{k}": v for k, v in scores.items()}
+        rate = float(program.optimizer.learning_rate.numpy())
+        return row | {"learning_rate": rate, "seconds": round(time.monotonic() - started, 4)}
+
+    def _pass(self, program: Program, view: int, epoch: int, task: TrialTask) -> float:
+        """One epoch over the balanced training rows; returns the mean loss."""
+        draw = np.random.default_rng([self.spec.seed, task.configuration, epoch + 1000])
+        rows, weights = balance_rows(
+            self.spec.train_rows, self.spec.targets, self.spec.balance, self.spec.n_classes, draw
+        )
+        total = 0.0
+        batch = tf.constant(task.batch_size)
+        for number, (part, x) in enumerate(self._chunks(program.depth, view, rows, task.batch_size)):
+            y = self.spec.targets[rows[part]].astype(np.int32)
+            word = (task.configuration * 7919 + epoch * 104729 + number * 15485863) % 2**31
+            seed = tf.constant(word, tf.int32)
+            total += float(program.train(x, y, weights[part], batch, seed))
+        return total / len(rows)
+
+    def outputs(self, program: Program, rows: np.ndarray) -> np.ndarray:
+        """Logits float32 (len(rows), 1 or k) of view 0."""
+        chunks = self._chunks(program.depth, 0, rows, 64)
+        return np.concatenate([program.predict(x).numpy() for _, x in chunks])
+
+    def _chunks(self, depth: int, view: int, rows: np.ndarray, batch_size: int) -> Any:
+        """Yield (slice, activations), a whole number of batches each, reading one ahead."""
+        size = 4 * math.prod(self.activations.shape(depth))
+        step = max(1, CHUNK_BYTES // (size * batch_size)) * batch_size
+        parts = [slice(start, start + step) for start in range(0, len(rows), step)]
+        read = self.activations.read
+        pending = self._reader.submit(read, depth, view, rows[parts[0]])
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            x = tf.constant(pending.result())
+            if following is not None:
+                pending = self._reader.submit(read, depth, view, rows[following])
+            yield part, x
+
+    def best_model(self, task_params: dict[str, Any], checkpoint: Path, temperature: float = 1.0) -> keras.Model:
+        """The whole model with the best weights of ``checkpoint``."""
+        self._restore_bodies()
+        _, best, _ = read_checkpoint(checkpoint)
+        program = self.program(int(task_params["fine_tune_depth"]))
+        program.reset(task_params, [0], self.mean, self.scale)
+        program.load(best)
+        return join(
+            self.backbone, head_of(program, task_params, self.variance), self.spec.n_classes, temperature
+        )
+
+
+def head_of(program: Program, params: dict[str, Any], variance: np.ndarray) -> Head:
+    """The part of a program's head that the configuration uses."""
+    units = int(params["head_units"])
+    hidden_kernel, hidden_bias, kernel, bias = (variable.numpy() for variable in program.head)
+    mean = program.mean.numpy()
+    if not units:
+        return Head(mean, variance, kernel[program.units :], bias, dropout=params["dropout"])
+    return Head(
+        mean, variance, kernel[:units], bias, hidden_kernel[:, :units], hidden_bias[:units],
+        params["dropout"],
+    )  # fmt: skip
+
+
+def balance_rows(
+    rows: np.ndarray, targets: np.ndarray, method: str, n_classes: int, draw: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffled rows for one epoch and a weight for each.
+
+    ``oversample`` repeats rows of the smaller classes until all are as large as the
+    largest; ``class_weight`` weighs rows by n / (k * n_class); ``none`` does neither.
+    """
+    labels = targets[rows]
+    counts = np.bincount(labels, minlength=n_classes)
+    if method == "oversample":
+        extra = [
+            draw.choice(rows[labels == c], counts.max() - counts[c], replace=counts.max() > 2 * counts[c])
+            for c in range(n_classes)
+            if 0 < counts[c] < counts.max()
+        ]
+        rows = np.concatenate([rows, *extra])
+    weights = np.ones(len(rows), np.float32)
+    if method == "class_weight":
+        weights = (len(rows) / (n_classes * np.maximum(counts, 1)))[targets[rows]].astype(np.float32)
+    order = draw.permutation(len(rows))
+    return rows[order], weights[order]
+
+
+_trainers: dict[tuple[str, float], Trainer] = {}
+
+
+def get_trainer(
+    spec: StudySpec, width: float, progress: Callable[[str, int, int], None] | None = None
+) -> Trainer:
+    """This process's trainer for ``spec``; another study's trainers are let go."""
+    for key in list(_trainers):
+        if key[0] != spec.key:
+            del _trainers[key]
+    if (spec.key, width) not in _trainers:
+        _trainers[spec.key, width] = Trainer(spec, width, progress)
+    return _trainers[spec.key, width]
+
+
+def run_trial(spec: StudySpec, task: TrialTask) -> TrialResult:
+    """Train one trial in this process.
+
+    Raises:
+        TrialError: the loss is not finite, memory ran out, or TensorFlow failed.
+    """
+    try:
+        return get_trainer(spec, float(task.params["width"])).run(task)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise TrialError("oom", str(error).splitlines()[0][:500] or "Out of memory.") from None
+    except tf.errors.OpError as error:
+        raise TrialError("error", str(error).splitlines()[0][:500]) from None
+
+
+def digest_checkpoint(path: Path) -> str:
+    """SHA-256 over the best weights in a checkpoint, for comparing searches."""
+    _, best, meta = read_checkpoint(path)
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(best):
+        digest.update(best[name].tobytes())
+    return digest.hexdigest()
