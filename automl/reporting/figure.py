@@ -31,6 +31,7 @@ class Panel:
     intervals and bars: ``labels`` from top to bottom, and series whose ``x`` are the values.
     parallel: ``labels`` are the axes, ``ticks`` (0–1, text) of each, ``series`` the paths
     with y in 0–1, worst first; the last one is drawn strong.
+    ``first_is_ours`` gives the first row of intervals a colour of its own.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Panel:
     y_percent: bool = False
     reference: float | None = None
     diagonal: bool = False
+    first_is_ours: bool = False
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def shortcut_figure(report: dict[str, Any]) -> Figure | None:
         "shortcuts", "Can the class be told without looking?",
         "Dot plot of the AUC of file properties, 0.5 being chance: "
         + ", ".join(f"{label} {value}" for label, value in rows) + ".",
-        (Panel("intervals", x_label="AUC of the property alone", labels=labels, reference=0.5,
+        (Panel("intervals", x_label="AUC of the property alone", labels=labels, reference=0.5, first_is_ours=True,
                series=(Series("AUC", values, [], low, high),)),),
         ("Property", "AUC"), rows,
         caption="The dashed line is chance. A property far to the right is a shortcut that a "

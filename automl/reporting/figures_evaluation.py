@@ -91,7 +91,8 @@ def interval_panel(
         [item["value"] if item["low"] is None else item["low"] for item in values],
         [item["value"] if item["high"] is None else item["high"] for item in values])
     return Panel("intervals", x_label=label, labels=tuple(items), series=(series,),
-                 reference=reference, x_percent=percents)
+                 reference=reference, x_percent=percents,
+                 first_is_ours=reference is not None)
 
 
 def calibration_figure(report: dict[str, Any]) -> Figure | None:

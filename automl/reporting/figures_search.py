@@ -158,13 +158,14 @@ def parameter_figure(report: dict[str, Any]) -> Figure | None:
             panels.append(Panel(
                 "lines", title=words(item["name"]), ticks=(axis_ticks(item),), x_range=(-0.08, 1.08),
                 series=(Series("", x, y, style="points"),
-                        Series("winner", x[-1:], y[-1:], style="points", colour=1)),
+                        Series("", x[-1:], y[-1:], style="points", colour=1)),
                 y_label="" if panels else f"validation {words(report['search']['objective'])}"))
     return Figure(
         "parameters", "Each hyperparameter against the score",
         f"Scatter plots of the score against {', '.join(words(item['name']) for item in space[:6])}.",
         tuple(panels), ("Configuration", *(words(item["name"]) for item in space), "Epochs", "Score"),
         parameter_rows(report), wide=True, height=230,
+        caption="The orange square is the winner; each point is a configuration at its last rung.",
     )
 
 
@@ -217,7 +218,7 @@ def learning_figure(report: dict[str, Any]) -> Figure | None:
     losses = [name for name in ("loss", "val_loss") if name in names]
     scores = [name for name in names if name.startswith("val_") and name != "val_loss"]
     marks = tuple(
-        (float(now["epoch"]), f"rung {now['round']:g}")
+        (float(now["epoch"]), "promoted")
         for now, after in zip(curves, curves[1:], strict=False)
         if now.get("round") is not None and now.get("round") != after.get("round")
     )
@@ -247,5 +248,6 @@ def curve(name: str, curves: list[dict[str, Any]], colour: int) -> Series:
 
 def curve_name(name: str) -> str:
     if name.startswith("val_"):
-        return f"validation {words(name[4:])}"
+        metric = words(name[4:])
+        return f"validation {metric if metric[1:2].isupper() else metric.lower()}"
     return "training loss" if name == "loss" else words(name)

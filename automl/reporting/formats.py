@@ -3,6 +3,7 @@
 from typing import Any
 
 DASH = "–"
+MINUS = "\u2212"
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -39,7 +40,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return DASH
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.{digits}f}".replace("-", "\u2212")
+    return f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def brief(value: Any) -> str:
@@ -52,12 +53,17 @@ def brief(value: Any) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share in [0, 1] as per cent; small shares keep the digits that matter."""
+    """A share in [0, 1] as per cent, never rounded to none or all of it."""
     if value is None:
         return DASH
-    if 0 < abs(value) < 0.001:
-        digits = max(digits, 2)
-    return f"{100 * value:.{digits}f}\u202f%"
+    text = f"{100 * value:.{digits}f}"
+    # 99.97 % is not certainty, and 0.02 % is not never.
+    smallest = 10.0**-digits
+    if value < 1 and float(text) >= 100:
+        text = f">{100 - smallest:.{digits}f}"
+    elif value > 0 and float(text) == 0:
+        text = f"<{smallest:.{digits}f}"
+    return f"{text.replace('-', MINUS)}\u202f%"
 
 
 def whole_percent(value: float | None) -> str:
@@ -72,6 +78,13 @@ def interval(item: dict[str, float | None] | None, digits: int = 3) -> str:
         return number(item["value"], digits)
     low, high = number(item["low"], digits), number(item["high"], digits)
     return f"{number(item['value'], digits)} ({low}–{high})"
+
+
+def span(item: dict[str, float | None] | None, digits: int = 3) -> str:
+    """The interval alone: ``0.985–0.997``; empty if there is none."""
+    if not item or item["low"] is None or item["high"] is None:
+        return ""
+    return f"{number(item['low'], digits)}–{number(item['high'], digits)}"
 
 
 def percent_interval(item: dict[str, float | None] | None, digits: int = 1) -> str:
@@ -119,6 +132,16 @@ def large(value: float | None) -> str:
 
 def scientific(value: float | None) -> str:
     return DASH if value is None else f"{value:.1e}"
+
+
+def times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+
+
+def listing(names: Any) -> str:
+    """``“healthy” and “lesion”``."""
+    quoted = [f"“{name}”" for name in names]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
 
 
 def plural(count: int, noun: str) -> str:

@@ -22,12 +22,13 @@ from automl.reporting.figure import Figure, Panel, Series
 # Okabe & Ito's palette, told apart with any colour vision. The hex values drawn here are
 # only names: VARIABLES turns them into the style sheet's colours, light or dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-INK, MUTED, LINE = "#101112", "#606162", "#d0d1d2"
+INK, MUTED, LINE, PAPER = "#101112", "#606162", "#d0d1d2", "#fefdfc"
 VARIABLES = {
     **{colour: f"var(--plot-{index})" for index, colour in enumerate(PALETTE)},
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     LINE: "var(--line)",
+    PAPER: "var(--paper)",
 }
 NARROW, WIDE = 430, 880
 SETTINGS = {
@@ -35,8 +36,8 @@ SETTINGS = {
     "text.parse_math": False,
     "axes.unicode_minus": True,
     "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "axes.titlesize": 11,
+    "font.size": 11.5,
+    "axes.titlesize": 12,
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.8,
     "axes.labelcolor": INK,
@@ -52,7 +53,7 @@ SETTINGS = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 11,
     "legend.labelcolor": INK,
     "lines.linewidth": 2,
     "path.simplify_threshold": 0.3,
@@ -98,8 +99,8 @@ def paint_lines(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(*panel.y_range)
     for place, word in panel.marks:
         axes.axvline(place, color=MUTED, linestyle=":", linewidth=1)
-        axes.annotate(word, (place, 1), xycoords=("data", "axes fraction"), xytext=(-3, -2),
-                      textcoords="offset points", color=MUTED, fontsize=9, ha="right", va="top")
+        axes.annotate(word, (place, 1), xycoords=("data", "axes fraction"), xytext=(4, -2),
+                      textcoords="offset points", color=MUTED, fontsize=9.5, va="top")
     if panel.ticks:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(*map(list, zip(*panel.ticks[0], strict=True)))
@@ -111,7 +112,9 @@ def paint_lines(axes: Axes, panel: Panel) -> None:
     if panel.y_percent:
         axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
     if any(series.label for series in panel.series):
-        axes.legend(loc="best")
+        # Above the axes, where it can hide nothing.
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, borderpad=0.2,
+                    columnspacing=1.2, handlelength=1.6)
 
 
 def paint_series(axes: Axes, series: Series) -> None:
@@ -137,7 +140,9 @@ def paint_series(axes: Axes, series: Series) -> None:
 def paint_intervals(axes: Axes, panel: Panel) -> None:
     (series,) = panel.series
     places = list(range(len(panel.labels)))
-    colours = [PALETTE[1]] + [PALETTE[0]] * (len(places) - 1)
+    colours = [PALETTE[0]] * len(places)
+    if panel.first_is_ours:
+        colours[0] = PALETTE[1]
     axes.hlines(places, series.low, series.high, color=colours, linewidth=2.2, alpha=0.55)
     axes.scatter(series.x, places, c=colours, s=34, zorder=3)
     if panel.reference is not None:
@@ -154,7 +159,7 @@ def paint_bars(axes: Axes, panel: Panel) -> None:
         places = [row + (index - (count - 1) / 2) * thick for row in range(len(panel.labels))]
         bars = axes.barh(places, series.x, height=thick * 0.92, color=PALETTE[series.colour],
                          label=series.label)
-        axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize=9.5, color=INK)
+        axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize=10.5, color=INK)
     name_rows(axes, panel)
     axes.margins(x=0.14)
     if count > 1:
@@ -181,7 +186,8 @@ def paint_parallel(axes: Axes, panel: Panel) -> None:
         axes.axvline(place, color=MUTED, linewidth=0.9)
         for height, text in ticks:
             axes.annotate(text, (place, height), xytext=(5, 0), textcoords="offset points",
-                          va="center", fontsize=9.5, color=INK)
+                          va="center", fontsize=10, color=INK, zorder=5,
+                          bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.85})
     axes.set_xticks(range(len(panel.labels)), panel.labels)
     axes.set_xlim(-0.1, len(panel.labels) - 0.7)
     axes.set_ylim(-0.06, 1.06)

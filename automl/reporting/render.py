@@ -121,7 +121,7 @@ def make_environment() -> Environment:
         lstrip_blocks=True,
     )
     for name in ("words", "number", "brief", "percent", "whole_percent", "interval", "plural",
-                 "percent_interval", "duration", "size", "large", "scientific"):
+                 "percent_interval", "listing", "times", "span", "duration", "size", "large", "scientific"):
         environment.filters[name] = getattr(formats, name)
     return environment
 

@@ -11,11 +11,6 @@ from typing import Any
 from automl.reporting.formats import interval, number, percent, plural, whole_percent
 
 LEVELS = ("pass", "caution", "fail")
-SENTENCES = {
-    "pass": "Every check passed: the result is as trustworthy as one test set can make it.",
-    "caution": "The result stands, but read the points below before you rely on it.",
-    "fail": "Do not rely on this result: at least one check failed.",
-}
 # Wider than this and the second digit of a percentage is unknown.
 WIDE_INTERVAL = 0.10
 USELESS_INTERVAL = 0.30
@@ -41,7 +36,21 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
             conditions.append({"check": check.__name__, "level": level, "text": text, "anchor": anchor})
     conditions.sort(key=lambda condition: -LEVELS.index(condition["level"]))
     level = conditions[0]["level"]
-    return {"level": level, "sentence": SENTENCES[level], "conditions": conditions}
+    sentence = summarise([condition["level"] for condition in conditions])
+    return {"level": level, "sentence": sentence, "conditions": conditions}
+
+
+def summarise(levels: list[str]) -> str:
+    """One sentence for the top of the page."""
+    failed, caution = levels.count("fail"), levels.count("caution")
+    if failed:
+        return f"Do not rely on this result: {failed} of {plural(len(levels), 'check')} failed."
+    if caution:
+        return (
+            f"The result stands with {plural(caution, 'reservation')}, out of "
+            f"{plural(len(levels), 'check')}. Read them before you rely on it."
+        )
+    return f"All {len(levels)} checks passed: as trustworthy as one test set can make a result."
 
 
 Answer = tuple[str, str, str] | None
@@ -136,7 +145,7 @@ def calibrated(report: dict[str, Any]) -> Answer:
 def tested_once(report: dict[str, Any]) -> Answer:
     count = report["evaluation"]["test"]["test_evaluations"]
     if count == 1:
-        return "pass", "The test set was evaluated 1 time, after everything was chosen.", "test"
+        return "pass", "The test set was evaluated once, after everything was chosen (1 time).", "test"
     text = f"The test set was evaluated {count} times: the result may be a little too good."
     return "caution", text, "test"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from automl.reporting import figures_data, figures_evaluation, figures_search
 from automl.reporting.figure import Figure
-from automl.reporting.formats import LOWER_IS_BETTER, METRIC_NAMES, interval, words
+from automl.reporting.formats import DASH, LOWER_IS_BETTER, METRIC_NAMES, number, span, words
 
 FIGURES = (
     figures_data.class_figure,
@@ -130,7 +130,8 @@ def metric_table(report: dict[str, Any]) -> dict[str, Any]:
         items = [values.get(name) for values in columns.values()]
         if any(items):
             rows.append({"name": words(name), "lower": name in LOWER_IS_BETTER, "metric": name,
-                         "cells": [interval(item) for item in items]})
+                         "cells": [{"value": number(item["value"]) if item else DASH, "span": span(item)}
+                                   for item in items]})
     return {"columns": list(columns), "rows": rows}
 
 
