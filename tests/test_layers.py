@@ -41,7 +41,8 @@ HOMES = {
     "mlflow": ("tracking/mlflow_",),
     "matplotlib": ("reporting/plots.py",),
     "jinja2": ("reporting/render.py",),
-    "PIL": ("data/",),
+    # novelty.py only turns arrays grey.
+    "PIL": ("data/", "serving/novelty.py"),
     "pydicom": ("data/dicom.py",),
     "click": ("cli.py", "options.py"),
     "distributed": ("search/",),
@@ -80,7 +81,8 @@ def test_modules_import_from_lower_layers_only():
     for path in modules():
         for line, name in imports(path):
             parts = name.split(".")
-            if parts[0] != "automl" or parts[1:] == ["__version__"]:
+            # The bare package is good for its version and its folder.
+            if parts[0] != "automl" or parts[1:] in ([], ["__version__"]):
                 continue
             ours, theirs = home(path), parts[1]
             if ours != theirs and LEVEL[theirs] >= LEVEL[ours]:
