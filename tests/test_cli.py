@@ -261,22 +261,34 @@ def test_a_termination_signal_is_an_interruption(pipeline, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_reader_that_leaves_early_is_not_an_error():
-    code = (
-        "import sys; from automl.cli import run_command, print_result; import automl.doctor as d;"
-        "d.examine = lambda *a: [{'name': 'x' * 99, 'status': 'ok', 'detail': ''}] * 20000;"
-        "sys.exit(run_command(['doctor', *sys.argv[1:]]))"
-    )
-    for arguments in ([], ["--json"]):
-        command = [sys.executable, "-c", code, *arguments]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        process.stdout.read(10)
+def run_for_nobody(code, *arguments):
+    """Run a program whose standard output nobody reads; its exit code and its errors."""
+    command = [sys.executable, "-c", code, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         process.stdout.close()
-        errors_shown = process.stderr.read()
-        process.stderr.close()
-        assert process.wait(30) == 0 and errors_shown == b""
+        shown = process.stderr.read().decode()
+        return process.wait(30), shown
+
+
+@pytest.mark.parametrize("rows", [1, 20000])
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_reader_that_leaves_early_is_not_an_error(rows, arguments):
+    code = (
+        "import sys; from automl.cli import run_command; import automl.doctor as doctor;"
+        f"rows = [{{'name': 'x' * 99, 'status': 'ok', 'detail': ''}}] * {rows};"
+        "doctor.examine = lambda *a: rows; sys.exit(run_command(['doctor', *sys.argv[1:]]))"
+    )
+    assert run_for_nobody(code, *arguments) == (0, "")
+
+
+def test_a_lost_terminal_does_not_end_a_search():
+    code = (
+        "import sys; from automl.console import Console; console = Console()\n"
+        "for line in range(3): console.say('trial done')\n"
+        "sys.stderr.write('went on')"
+    )
+    assert run_for_nobody(code) == (0, "went on")
 
 
 def test_predictions_keep_every_row_and_the_order_of_the_classes():
