@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from automl.errors import ModelError
+from automl.records import ModelInfo
 
 # Operations that touch files, processes or Python. A classifier needs none of them, and a
 # SavedModel that has one would run it on the machine of whoever loads it.
@@ -132,6 +133,13 @@ def list_operations(saved: "SavedModel") -> list[str]:  # noqa: F821
         for function in meta.graph_def.library.function:
             kinds += [node.op for node in function.node_def]
     return kinds
+
+
+def choose_classes(probabilities: np.ndarray, info: ModelInfo) -> np.ndarray:
+    """Class indices (n,) by the rule of the SavedModel: threshold for two, else the highest."""
+    if len(info.classes) == 2:
+        return (probabilities[:, 1] >= np.float32(info.threshold)).astype(np.int64)
+    return probabilities.argmax(axis=1)
 
 
 def count_workers() -> int:

@@ -12,20 +12,21 @@ import contextlib
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from automl.errors import ModelError, UsageError
 from automl.records import ModelInfo
-from automl.serving.manifest import FAST_FILE, write_info
+from automl.serving.formats import build_two_outputs, convert_onnx, convert_tflite
+from automl.serving.manifest import FAST_FILE, hash_file, read_info, write_info
+from automl.serving.parity import FILES, check_parity
 
-TFLITE_PRECISIONS = ("float32", "float16", "int8")
+FORMATS = ("saved_model", "tflite", "tflite_float16", "tflite_int8", "onnx")
 
 
 def export_saved_model(model: keras.Model, info: ModelInfo, folder: Path) -> ModelInfo:
@@ -106,11 +107,6 @@ def name_outputs(probabilities: tf.Tensor, info: ModelInfo) -> dict[str, tf.Tens
     return {"probabilities": probabilities, "class_index": index, "label": label}
 
 
-def build_two_outputs(model: keras.Model) -> keras.Model:
-    """The same layers with the outputs [probabilities, features]."""
-    return keras.Model(model.inputs, [model.outputs[0], model.get_layer("features").output])
-
-
 def check_model(model: keras.Model, info: ModelInfo) -> None:
     """Hold the model's shapes against ``info``.
 
@@ -124,78 +120,6 @@ def check_model(model: keras.Model, info: ModelInfo) -> None:
             f"says {size} x {size} pixels and {count} classes. Export it with the description it "
             "was trained with."
         )
-
-
-def convert_tflite(
-    model: keras.Model,
-    info: ModelInfo,
-    precision: str = "float32",
-    calibration: np.ndarray | None = None,
-) -> bytes:
-    """The model as a LiteRT flat buffer with built-in operations only.
-
-    Signature ``serving_default``: pixels float32 (1, size, size, 3) in 0-255 →
-    probabilities (1, classes) and features (1, channels). The batch is fixed at one
-    because XNNPACK is faster with a static shape, and one image at a time loses nothing.
-
-    Args:
-        precision: float32, float16 (weights) or int8 (weights and activations).
-        calibration: uint8 (n, size, size, 3), a hundred or so training images; int8 only.
-
-    Raises:
-        UsageError: int8 without calibration images.
-    """
-    assert precision in TFLITE_PRECISIONS
-    with tempfile.TemporaryDirectory() as temporary:
-        module = tf.Module()
-        module.classify = freeze_model(model, info, batch=1)
-        tf.saved_model.save(module, temporary, signatures={"serving_default": module.classify})
-        converter = tf.lite.TFLiteConverter.from_saved_model(temporary)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if precision != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if precision == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if precision == "int8":
-            if calibration is None or len(calibration) == 0:
-                raise UsageError(
-                    "The int8 format needs calibration images, some hundred of the training set, "
-                    "to choose the ranges of its numbers. Pass them, or export float16 instead."
-                )
-            converter.representative_dataset = lambda: (
-                {"pixels": image[np.newaxis].astype(np.float32)} for image in calibration
-            )
-        with quiet():
-            return converter.convert()
-
-
-def freeze_model(
-    model: keras.Model, info: ModelInfo, batch: int | None
-) -> tf.types.experimental.GenericFunction:
-    """The model as a function pixels → {probabilities, features} whose weights are constants.
-
-    Keras 3 variables reach the LiteRT converter as resources without values, and every
-    output becomes NaN; constants cannot get lost.
-    """
-    both = build_two_outputs(model)
-    shape = (batch, info.image_size, info.image_size, 3)
-    signature = [tf.TensorSpec(shape, tf.float32, name="pixels")]
-    call = tf.function(lambda pixels: both(pixels, training=False), input_signature=signature)
-    frozen = convert_variables_to_constants_v2(call.get_concrete_function())
-
-    def classify(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities, features = frozen(pixels)
-        return {"probabilities": probabilities, "features": features}
-
-    return tf.function(classify, input_signature=signature)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the converters' remarks about themselves; errors still come through."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextlib.contextmanager
@@ -216,3 +140,95 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def export_model(
+    run_folder: Path,
+    formats: Iterable[str],
+    calibration: np.ndarray | None = None,
+    pixels: np.ndarray | None = None,
+    expected: np.ndarray | None = None,
+    out: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Write a finished run's model in further formats, each in its own folder, and prove them.
+
+    Args:
+        run_folder: holds model.keras and model/.
+        formats: of FORMATS.
+        calibration: uint8 (n, size, size, 3) training images, for tflite_int8.
+        pixels: uint8 (n, size, size, 3) test images for the proof; None leaves it out.
+        expected: (n, classes), what the evaluated model said to ``pixels``.
+        out: parent of the new folders; default ``run_folder``/exports.
+
+    Returns:
+        For each format a dict: format, folder, mb, digest (SHA-256 of the model file) and
+        parity (see ``Parity``, or None).
+
+    Raises:
+        UsageError: an unknown format, or one whose converter is missing.
+        ModelError: the run has no model, or an export cannot be run.
+    """
+    formats = list(formats)
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError(f"--format {name!r} is not known. Allowed: {', '.join(FORMATS)}.")
+    info = read_info(run_folder / "model")
+    model = load_keras_model(run_folder / "model.keras")
+    check_model(model, info)
+    results = []
+    for done, name in enumerate(formats):
+        if progress is not None:
+            progress(f"exporting {name}", done, len(formats))
+        folder = (out or run_folder / "exports") / name
+        file = write_format(model, info, name, folder, calibration)
+        parity = None
+        if pixels is not None and expected is not None:
+            parity = check_parity(folder, pixels, expected).to_json()
+        results.append(
+            {
+                "format": name,
+                "folder": str(folder),
+                "mb": round(measure_folder(folder) / 1e6, 3),
+                "digest": hash_file(file),
+                "parity": parity,
+            }
+        )
+    return results
+
+
+def write_format(
+    model: keras.Model, info: ModelInfo, name: str, folder: Path, calibration: np.ndarray | None
+) -> Path:
+    """One format into ``folder``; returns its main file."""
+    if name == "saved_model":
+        export_saved_model(model, info, folder)
+        return folder / "saved_model.pb"
+    if name == "onnx":
+        kind, data = "onnx", convert_onnx(model, info)
+    else:
+        precision = name.removeprefix("tflite").removeprefix("_") or "float32"
+        kind, data = "tflite", convert_tflite(model, info, precision, calibration)
+    with replace_folder(folder) as temporary:
+        (temporary / FILES[kind]).write_bytes(data)
+        write_info(temporary, info, kind)
+    return folder / FILES[kind]
+
+
+def load_keras_model(path: Path) -> keras.Model:
+    """Load a ``.keras`` file; code inside (Lambda layers) is refused.
+
+    Raises:
+        ModelError: it is missing, damaged or not allowed.
+    """
+    if path.suffix != ".keras" or not path.is_file():
+        raise ModelError(f"{path} is not there. Expected the model.keras of a finished run.")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} cannot be loaded: {error}") from error
+
+
+def measure_folder(folder: Path) -> int:
+    """Bytes of all files below ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -129,15 +129,6 @@ def fit_conformal(p_val: np.ndarray, y_val: np.ndarray, coverage: float = COVERA
     return 0.0 if rank > len(scores) else float(1 - scores[rank - 1])
 
 
-def find_twins_in_training(
-    guards: Guards, thumbnails: np.ndarray, sha256: list[str | None]
-) -> np.ndarray:
-    """Whether each image is, or nearly is, a training image; bool (n,)."""
-    correlation = thumbnails.reshape(len(thumbnails), -1) @ guards.thumbnails.T
-    same = [digest is not None and bytes.fromhex(digest) in guards.sha256 for digest in sha256]
-    return (correlation.max(axis=1) >= TWIN_THRESHOLD) | np.array(same, bool)
-
-
 def find_flags(
     guards: Guards,
     probabilities: np.ndarray,
@@ -147,8 +138,11 @@ def find_flags(
     sha256: list[str | None],
 ) -> list[tuple[str, ...]]:
     """The flags of each image, in the order unlike-training, seen-in-training, uncertain."""
-    unlike = score_novelty(guards.novelty, features, statistics, thumbnails) > 1
-    seen = find_twins_in_training(guards, thumbnails, sha256)
+    flat = thumbnails.reshape(len(thumbnails), -1)
+    correlation = (flat @ guards.thumbnails.T).max(axis=1)
+    unlike = score_novelty(guards.novelty, features, statistics, correlation) > 1
+    same = [digest is not None and bytes.fromhex(digest) in guards.sha256 for digest in sha256]
+    seen = (correlation >= TWIN_THRESHOLD) | np.array(same, bool)
     # Rounding may put a probability just below itself; the tolerance keeps the guarantee.
     uncertain = (probabilities >= guards.least - 1e-6).sum(axis=1) != 1
     names = ("unlike-training", "seen-in-training", "uncertain")

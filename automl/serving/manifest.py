@@ -88,6 +88,17 @@ def describe_rule(info: ModelInfo) -> str:
     return "the class with the highest probability"
 
 
+def find_model_folder(path: Path) -> Path:
+    """The model folder that ``path`` is or, as a run folder, holds.
+
+    Raises:
+        ModelError: ``path`` does not exist.
+    """
+    if not path.exists():
+        raise ModelError(f"{path} does not exist. Expected a run folder or its model/ folder.")
+    return path / "model" if (path / "model").is_dir() else path
+
+
 def read_info(folder: Path) -> ModelInfo:
     """The ModelInfo of a model folder, not yet verified.
 

@@ -13,9 +13,15 @@ from automl.data.images import ALL_EXTENSIONS, ImageError, open_image
 from automl.data.pixels import make_thumbnail, resize_pixels
 from automl.errors import ModelError, UsageError
 from automl.records import ModelInfo, Prediction
-from automl.serving.engines import Engine, LiteEngine, SavedModelEngine, count_workers
+from automl.serving.engines import (
+    Engine,
+    LiteEngine,
+    SavedModelEngine,
+    choose_classes,
+    count_workers,
+)
 from automl.serving.guards import GUARDS_FILE, Guards, find_flags, load_guards
-from automl.serving.manifest import FAST_FILE, find_changes, read_info
+from automl.serving.manifest import FAST_FILE, find_changes, find_model_folder, read_info
 from automl.serving.novelty import measure_pixels
 
 Progress = Callable[[str, int, int], None]
@@ -57,17 +63,6 @@ def load(path: str | Path, trust: bool = False, engine: str = "auto") -> "Predic
     )
     guarded = GUARDS_FILE in info.hashes and (folder / GUARDS_FILE).is_file()
     return Predictor(info, running, load_guards(folder / GUARDS_FILE) if guarded else None)
-
-
-def find_model_folder(path: Path) -> Path:
-    """The model folder that ``path`` is or, as a run folder, holds.
-
-    Raises:
-        ModelError: ``path`` does not exist.
-    """
-    if not path.exists():
-        raise ModelError(f"{path} does not exist. Expected a run folder or its model/ folder.")
-    return path / "model" if (path / "model").is_dir() else path
 
 
 @dataclass(frozen=True)
@@ -184,13 +179,6 @@ class Predictor:
                 if progress is not None:
                     progress("describing images", min(number * CHUNK, len(pixels)), len(pixels))
         return Description(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def choose_classes(probabilities: np.ndarray, info: ModelInfo) -> np.ndarray:
-    """Class indices (n,) by the rule of the SavedModel: threshold for two, else the highest."""
-    if len(info.classes) == 2:
-        return (probabilities[:, 1] >= np.float32(info.threshold)).astype(np.int64)
-    return probabilities.argmax(axis=1)
 
 
 def refuse(image: str, reason: str) -> Prediction:
