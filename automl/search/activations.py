@@ -71,7 +71,6 @@ class Activations:
         folder: Path | None,
         limit: float = 20 * 2**30,
         threads: int = 2,
-        progress: Progress | None = None,
     ) -> None:
         self.backbone = backbone
         self.depths = tuple(sorted(set(depths) | {0}))
@@ -81,7 +80,7 @@ class Activations:
         self.pixels = source.open()
         self.folder = folder
         self.limit = limit
-        self.progress = progress or (lambda what, done, total: None)
+        self.progress: Progress = lambda what, done, total: None
         self.hits = self.misses = self.bytes = 0
         self.seconds = 0.0
         self.images = 0
@@ -99,7 +98,20 @@ class Activations:
                 for depth in self.depths
                 for view in range(views)
             }
+
+    def fill(self, progress: Progress | None = None) -> None:
+        """Compute what is missing, or wait for the process that does, and open the files.
+
+        Raises:
+            StorageError: the folder cannot be written, or the disk is full.
+        """
+        if self.folder is not None:
+            self.progress = progress or self.progress
             self._fill()
+
+    def is_filled(self) -> bool:
+        """Whether nothing would have to be computed."""
+        return self.folder is not None and all(self._path(*key).exists() for key in self._keys)
 
     def shape(self, depth: int) -> tuple[int, ...]:
         """Shape of one image's activation at the cut of ``depth``."""

@@ -229,27 +229,38 @@ def glorot(draw: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
 class Trainer:
     """A study's data, backbone and programs for one width, alive in one process."""
 
-    def __init__(
-        self, spec: StudySpec, width: float, progress: Callable[[str, int, int], None] | None = None
-    ) -> None:
+    mean: np.ndarray | None = None
+    variance: np.ndarray | None = None
+    scale: np.ndarray | None = None
+
+    def __init__(self, spec: StudySpec, width: float) -> None:
         self.spec = spec
         self.width = width
         size = spec.pixels.shape[1]
         self.backbone = load_backbone(size, width, spec.weights, spec.seed)
         self.weights_digest = digest_weights(self.backbone)
+        self.depths = tuple(sorted(set(spec.depths) | {0}))
+        self._programs: dict[int, Program] = {}
+        self._reader = ThreadPoolExecutor(1)
         self.activations = Activations(
             self.backbone,
             self.weights_digest,
             spec.pixels,
-            spec.depths,
+            self.depths,
             views=spec.views,
             seed=spec.seed,
             train_rows=spec.train_rows,
             folder=spec.cache_folder,
             limit=spec.cache_limit,
             threads=spec.threads,
-            progress=progress,
         )
+
+    def prepare(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Fill or open the cache, and fit the standardisation; does nothing the second time."""
+        if self.scale is not None:
+            return
+        self.activations.fill(progress)
+        spec = self.spec
         features = self.activations.read(0, 0, spec.train_rows).astype(np.float64)
         self.mean = features.mean(axis=0).astype(np.float32)
         # A channel that hardly varies in training would blow up whatever differs later.
@@ -257,8 +268,6 @@ class Trainer:
         floor = max(VARIANCE_FLOOR * variance.mean(), 1e-12)
         self.variance = np.maximum(variance, floor).astype(np.float32)
         self.scale = 1 / np.sqrt(self.variance)
-        self._programs: dict[int, Program] = {}
-        self._reader = ThreadPoolExecutor(1)
 
     def program(self, depth: int) -> Program:
         if depth not in self._programs:
@@ -270,6 +279,7 @@ class Trainer:
     def run(self, task: TrialTask) -> TrialResult:
         """Train to ``task.epochs``; writes the checkpoint, returns the best epoch so far."""
         started = time.monotonic()
+        self.prepare()
         depth = int(task.params["fine_tune_depth"])
         program = self.program(depth)
         self._restore_bodies()
@@ -333,10 +343,10 @@ class Trainer:
         total = 0.0
         batch = tf.constant(task.batch_size)
         for number, (part, x) in enumerate(self._chunks(program.depth, view, rows, task.batch_size)):
-            y = self.spec.targets[rows[part]].astype(np.int32)
+            y = tf.constant(self.spec.targets[rows[part]].astype(np.int32))
             word = (task.configuration * 7919 + epoch * 104729 + number * 15485863) % 2**31
             seed = tf.constant(word, tf.int32)
-            total += float(program.train(x, y, weights[part], batch, seed))
+            total += float(program.train(x, y, tf.constant(weights[part]), batch, seed))
         return total / len(rows)
 
     def outputs(self, program: Program, rows: np.ndarray) -> np.ndarray:
@@ -359,6 +369,7 @@ class Trainer:
 
     def best_model(self, task_params: dict[str, Any], checkpoint: Path, temperature: float = 1.0) -> keras.Model:
         """The whole model with the best weights of ``checkpoint``."""
+        self.prepare()
         self._restore_bodies()
         _, best, _ = read_checkpoint(checkpoint)
         program = self.program(int(task_params["fine_tune_depth"]))
@@ -409,15 +420,13 @@ def balance_rows(
 _trainers: dict[tuple[str, float], Trainer] = {}
 
 
-def get_trainer(
-    spec: StudySpec, width: float, progress: Callable[[str, int, int], None] | None = None
-) -> Trainer:
+def get_trainer(spec: StudySpec, width: float) -> Trainer:
     """This process's trainer for ``spec``; another study's trainers are let go."""
     for key in list(_trainers):
         if key[0] != spec.key:
             del _trainers[key]
     if (spec.key, width) not in _trainers:
-        _trainers[spec.key, width] = Trainer(spec, width, progress)
+        _trainers[spec.key, width] = Trainer(spec, width)
     return _trainers[spec.key, width]
 
 

@@ -1,0 +1,339 @@
+"""The study: ask the oracle, run the trial, tell the score, write it down.
+
+The journal is what a study remembers. To resume, the oracle is asked from the start again
+and trials that the journal knows are answered from it; nothing else is stored.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+
+from automl.errors import AutomlError, SearchError, StorageError
+from automl.records import Study, Trial
+from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle
+from automl.search.objective import direction
+from automl.search.plan import Speeds, balanced_size, trial_seconds
+from automl.search.space import define_space
+from automl.search.trial import StudySpec, TrialError, TrialResult, TrialTask, run_trial
+from automl.search.worker import WorkerError
+from automl.tracking.journal import Journal
+
+# Same-kind failures in a row that end the search: the next ones would fail, too.
+MAX_FAILURES_IN_A_ROW = 3
+# How often a trial is tried again whose worker was killed: it is rarely the trial's fault.
+CRASH_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What is fixed when a study begins, and again when it is resumed."""
+
+    spec: StudySpec
+    schedule: list[list[tuple[int, int]]]
+    widths: tuple[float, ...]
+    batch_size: int
+    folder: Path
+
+    def make_oracle(self) -> HyperbandOracle:
+        space = keras_tuner.HyperParameters()
+        define_space(space, self.spec.depths, self.widths)
+        return HyperbandOracle(
+            keras_tuner.Objective(f"val_{self.spec.objective}", direction(self.spec.objective)),
+            seed=self.spec.seed,
+            hyperparameters=space,
+            group_by="fine_tune_depth",
+            rungs=self.schedule,
+        )
+
+    def checkpoint(self, trial: str) -> Path:
+        return self.folder / "checkpoints" / f"{trial}.npz"
+
+
+class Progress:
+    """Epochs done, best so far and expected work left, for the person who waits."""
+
+    def __init__(self, plan: StudyPlan, speeds: dict[float, Speeds], total: float, show: Any) -> None:
+        self.plan, self.speeds, self.total, self.show = plan, speeds, total, show
+        self.done = 0.0
+        self.trials = 0
+        self.best: Trial | None = None
+
+    def trial_ended(self, trial: Trial) -> None:
+        self.trials += 1
+        if self.speeds:
+            self.done += trial_seconds(
+                self.speeds[float(trial.params["width"])],
+                int(trial.params["fine_tune_depth"]),
+                trial.epochs - trial.initial_epoch,
+                balanced_size(self.plan.spec),
+                len(self.plan.spec.val_rows),
+                fresh=trial.initial_epoch == 0,
+            )
+        self.total = max(self.total, self.done)
+
+    def update(self, finished: bool = False) -> None:
+        total = max(1, round(1000 * self.total))
+        done = total if finished else min(total - 1, round(1000 * self.done))
+        self.show(self.trials, self.best, done, total)
+
+
+def run_study(
+    plan: StudyPlan,
+    executor: Executor,
+    journal: Journal,
+    *,
+    workers: int = 1,
+    deadline: float | None = None,
+    speeds: dict[float, Speeds] | None = None,
+    expected_seconds: float = 1.0,
+    show: Callable[[int, Trial | None, int, int], None] | None = None,
+    started: float | None = None,
+) -> Study:
+    """Run the schedule to its end, or to ``deadline`` (``time.monotonic``).
+
+    Args:
+        executor: runs ``run_trial``; a ``WorkerPool``, ``InProcess`` or a cluster's.
+        workers: trials at the same time.
+        speeds, expected_seconds, show: for the progress line only.
+        started: when this session's search began (``time.monotonic``), cache included.
+
+    Raises:
+        SearchError: no trial could be completed, or three in a row failed the same way.
+        StorageError: the disk is full or read-only. What has ended is in the journal.
+    """
+    started = time.monotonic() if started is None else started
+    offset = max((event.get("elapsed", 0.0) for event in journal.events), default=0.0)
+    oracle = plan.make_oracle()
+    known = {e["trial"]: e for e in journal.events if e["event"] == "trial_ended"}
+    progress = Progress(plan, speeds or {}, expected_seconds, show or (lambda *_: None))
+    ended: dict[str, Trial] = {}
+    running: dict[Future[TrialResult], Attempt] = {}
+    failures: list[Trial] = []
+
+    def elapsed() -> float:
+        return round(offset + time.monotonic() - started, 3)
+
+    def finish(trial: Trial) -> None:
+        ended[trial.trial] = trial
+        tell(oracle, plan.spec.objective, trial)
+        progress.trial_ended(trial)
+        progress.best = find_best(ended.values(), plan.spec.objective)
+
+    stopped = False
+    while True:
+        while len(running) < workers and not stopped:
+            asked = oracle.create_trial(f"worker {len(ended)}/{len(running)}")
+            if asked.status != RUNNING:
+                break
+            trial = trial_of(asked)
+            if trial.trial in known:
+                finish(replace_result(trial, known[trial.trial]))
+                continue
+            attempt = Attempt(trial, plan.batch_size)
+            running[start(plan, executor, journal, attempt)] = attempt
+        progress.update()
+        if not running:
+            break
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        finished, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
+        if not finished:
+            # The budget is spent: what runs is given up, what has ended is used.
+            stopped = True
+            executor.shutdown(wait=False, cancel_futures=True)
+            running.clear()
+            break
+        for future in finished:
+            attempt = running.pop(future)
+            trial, again = settle(future, attempt)
+            if again is not None:
+                running[start(plan, executor, journal, again)] = again
+                continue
+            trial = replace(trial, finished_at=elapsed())
+            journal.append("trial_ended", **end_event(trial, attempt))
+            finish(trial)
+            failures = [*failures, trial] if trial.status == "failed" else []
+            check_failures(failures)
+            delete_checkpoints(plan, oracle, progress.best, running.values())
+    best = find_best(ended.values(), plan.spec.objective)
+    if best is None:
+        message = next((t.message for t in ended.values() if t.message), None)
+        raise SearchError(
+            "No trial was completed"
+            + (f". The first failure: {message}" if message else " within the budget. Give it more.")
+        )
+    progress.update(finished=True)
+    return Study(
+        trials=tuple(sort_trials(ended.values())),
+        best=best,
+        objective=plan.spec.objective,
+        checkpoint=plan.checkpoint(best.trial),
+        wall_seconds=elapsed(),
+        detail={"stopped_by_budget": stopped},
+    )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a trial."""
+
+    trial: Trial
+    batch_size: int
+    number: int = 0
+
+
+def start(plan: StudyPlan, executor: Executor, journal: Journal, attempt: Attempt) -> Future[Any]:
+    trial = attempt.trial
+    journal.append(
+        "trial_started",
+        trial=trial.trial,
+        configuration=trial.configuration,
+        bracket=trial.bracket,
+        round=trial.round,
+        initial_epoch=trial.initial_epoch,
+        epochs=trial.epochs,
+        params=trial.params,
+        parent=trial.parent,
+        attempt=attempt.number,
+        batch_size=attempt.batch_size,
+    )
+    task = TrialTask(
+        trial=trial.trial,
+        configuration=trial.configuration,
+        params=trial.params,
+        epochs=trial.epochs,
+        parent=plan.checkpoint(trial.parent) if trial.parent else None,
+        checkpoint=plan.checkpoint(trial.trial),
+        batch_size=attempt.batch_size,
+    )
+    return executor.submit(run_trial, plan.spec, task)
+
+
+def settle(future: Future[TrialResult], attempt: Attempt) -> tuple[Trial, Attempt | None]:
+    """The trial's end, or the attempt that follows a failed one.
+
+    Raises:
+        AutomlError: the failure is not the trial's: the disk, the weights.
+    """
+    trial = attempt.trial
+    try:
+        result = future.result()
+    except AutomlError:
+        raise
+    except (TrialError, WorkerError) as error:
+        reason, message = error.reason, error.message
+    except OSError as error:
+        raise StorageError(
+            f"A checkpoint cannot be written: {error.strerror}. Free some space, and go on with --resume."
+        ) from error
+    except Exception as error:
+        reason, message = "error", f"{type(error).__name__}: {error}"[:500]
+    else:
+        return replace(
+            trial,
+            status="completed",
+            score=result.score,
+            seconds=round(result.seconds, 3),
+            history=result.history,
+        ), None
+    if reason == "crash" and attempt.number < CRASH_RETRIES:
+        return trial, replace(attempt, number=attempt.number + 1)
+    if reason == "oom" and attempt.number == 0 and attempt.batch_size > 1:
+        # As AutoKeras does: half the batch often fits.
+        return trial, replace(attempt, number=1, batch_size=attempt.batch_size // 2)
+    return replace(trial, status="failed", reason=reason, message=message), None
+
+
+def end_event(trial: Trial, attempt: Attempt) -> dict[str, Any]:
+    return {
+        "trial": trial.trial,
+        "attempt": attempt.number,
+        "batch_size": attempt.batch_size,
+        "status": trial.status,
+        "score": trial.score,
+        "reason": trial.reason,
+        "message": trial.message,
+        "seconds": trial.seconds,
+        "elapsed": trial.finished_at,
+        "history": list(trial.history),
+    }
+
+
+def replace_result(trial: Trial, event: dict[str, Any]) -> Trial:
+    """``trial`` with the end that the journal has for it."""
+    return replace(
+        trial,
+        status=event["status"],
+        score=event["score"],
+        reason=event["reason"],
+        message=event["message"],
+        seconds=event["seconds"],
+        history=tuple(event["history"]),
+        finished_at=event["elapsed"],
+    )
+
+
+def trial_of(asked: Any) -> Trial:
+    """Our record of a KerasTuner trial; its control values become fields."""
+    values = asked.hyperparameters.values
+    configuration, rung = asked.trial_id.split("-")
+    return Trial(
+        trial=asked.trial_id,
+        configuration=int(configuration),
+        bracket=values["tuner/bracket"],
+        round=int(rung),
+        initial_epoch=values["tuner/initial_epoch"],
+        epochs=values["tuner/epochs"],
+        params={k: v for k, v in values.items() if not k.startswith("tuner/")},
+        parent=values.get("tuner/trial_id"),
+    )
+
+
+def tell(oracle: HyperbandOracle, objective: str, trial: Trial) -> None:
+    asked = oracle.trials[trial.trial]
+    if trial.status == "completed":
+        oracle.update_trial(trial.trial, {f"val_{objective}": trial.score}, step=trial.epochs)
+        asked.status = COMPLETED
+    else:
+        asked.status, asked.message = FAILED, trial.message
+    oracle.end_trial(asked)
+
+
+def sort_trials(trials: Any) -> list[Trial]:
+    """In the order of the plan, whatever the order of execution."""
+    return sorted(trials, key=lambda t: (-t.bracket, t.round, t.configuration))
+
+
+def find_best(trials: Any, objective: str) -> Trial | None:
+    """The best score; among equals the first in the plan."""
+    sign = -1 if direction(objective) == "max" else 1
+    completed = [trial for trial in sort_trials(trials) if trial.status == "completed"]
+    return min(completed, key=lambda trial: sign * trial.score, default=None)
+
+
+def check_failures(failures: list[Trial]) -> None:
+    last = failures[-MAX_FAILURES_IN_A_ROW:]
+    if len(last) == MAX_FAILURES_IN_A_ROW and len({trial.reason for trial in last}) == 1:
+        raise SearchError(
+            f"{len(last)} trials in a row failed the same way ({last[0].reason}). The first, "
+            f"{last[0].trial} with {last[0].params}: {last[0].message}"
+        )
+
+
+def delete_checkpoints(plan: StudyPlan, oracle: HyperbandOracle, best: Trial | None, running: Any) -> None:
+    """Keep what a promotion may continue, what runs, and the best."""
+    keep = oracle.needed_checkpoints() | {attempt.trial.trial for attempt in running}
+    if best is not None:
+        keep.add(best.trial)
+    for path in plan.checkpoint("x").parent.glob("*.npz"):
+        if path.stem not in keep:
+            path.unlink()
+
+
+def threads_for(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // workers)
