@@ -52,10 +52,10 @@ def example_rows(
 ) -> dict[str, np.ndarray]:
     """Rows that show how the model does, at most three of each kind, without picking by eye.
 
-    Each kind's images are ordered by the true class' probability and taken at equal distances
-    (the middle one first), so that easy and hard ones are shown alike. ``right`` are hits among
-    the positives (with more than two classes, any hit); ``missed`` and ``false_alarm`` are the
-    two kinds of mistake, and with more than two classes all mistakes are ``missed``.
+    Each kind's images are ordered by the true class' probability, and one is taken a tenth from
+    the lowest, one from the middle, one a tenth from the top: easy and hard are shown alike.
+    ``right`` are hits among the positives (with more than two classes, any hit); ``missed`` and
+    ``false_alarm`` are the two kinds of mistake (with more than two classes all are ``missed``).
     """
     right, wrong = predicted == y_true, predicted != y_true
     if positive_index is None:
@@ -71,8 +71,8 @@ def example_rows(
     for name, mask in kinds.items():
         rows = np.flatnonzero(mask)
         rows = rows[np.argsort(probabilities[rows, y_true[rows]], kind="stable")]
-        places = np.unique((np.array([0.5, 0.1, 0.9][:EXAMPLES]) * len(rows)).astype(int))
-        chosen[name] = rows[places] if len(rows) else rows
+        places = np.round(np.linspace(0.1, 0.9, EXAMPLES) * (len(rows) - 1)).astype(int)
+        chosen[name] = rows[np.unique(places)] if len(rows) else rows
     return chosen
 
 

@@ -27,6 +27,8 @@ LEVELS: dict[str, tuple[float, float, float]] = {
     "shift": (3.0, 6.0, 12.0),
 }
 MAX_IMAGES = 200
+# 36 intervals for a figure: their last digit is not worth the waiting.
+RESAMPLES = 500
 
 
 def apply_corruption(pixels: np.ndarray, name: str, level: int, seed: int = 0) -> np.ndarray:
@@ -109,10 +111,14 @@ def evaluate_robustness(
         if progress is not None:
             progress("testing robustness", done, len(plan))
         worse = predict(apply_corruption(chosen, name, level, seed))
-        interval = bootstrap_metrics(labels, worse, threshold, units, seed, positive_index)
-        difference = bootstrap_difference(
-            labels, worse, clean, (threshold, threshold), units, seed, positive_index
-        )
+        options = {
+            "groups": units,
+            "seed": seed,
+            "positive_index": positive_index,
+            "resamples": RESAMPLES,
+        }
+        interval = bootstrap_metrics(labels, worse, threshold, **options)
+        difference = bootstrap_difference(labels, worse, clean, (threshold, threshold), **options)
         results.append(
             {
                 "name": name,

@@ -41,7 +41,7 @@ def grad_cam(
     )
     offset = channel_means(model) if layer == FEATURE_MAP else 0.0
 
-    @tf.function(reduce_retracing=True, jit_compile=False)
+    # Eager: tracing this graph takes longer than the few dozen images that maps are made for.
     def heat_of(batch: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             # Nothing may be trainable here, and then only what is watched is recorded.
