@@ -14,8 +14,10 @@ own rule, in ``dicom.py``.
 import hashlib
 import io
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,8 @@ def decode_picture(data: bytes) -> tuple[np.ndarray, dict[str, Any]]:
         facts = read_facts(image)
         if facts["format"] == "JPEG" and not data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda"):
             raise ImageError("truncated", "is a JPEG without an end: it was cut off or overwritten")
+        if facts["format"] == "PNG":
+            check_png(data)
         many = image.width * image.height > _LARGE_PIXELS
         with _LARGE if many else nullcontext():
             try:
@@ -172,6 +176,20 @@ def decode_picture(data: bytes) -> tuple[np.ndarray, dict[str, Any]]:
                 raise ImageError(
                     "truncated", f"is damaged or cut off ({describe(error)})"
                 ) from None
+
+
+def check_png(data: bytes) -> None:
+    """Hold every chunk against its checksum: Pillow skips that for pixels, and shows garbage."""
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        end = at + 8 + length
+        if data[end : end + 4] != struct.pack(">I", zlib.crc32(data[at + 4 : end])):
+            break
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise ImageError("truncated", "is a PNG that was damaged or cut off (a checksum is wrong)")
 
 
 def read_facts(image: Image.Image) -> dict[str, Any]:
