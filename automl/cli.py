@@ -3,10 +3,7 @@
 Functions are imported inside the commands: ``--help`` loads no framework.
 """
 
-import csv
 import functools
-import io
-import json
 import shlex
 import signal
 import sys
@@ -14,13 +11,13 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from automl import __version__
 from automl.config import make_config
-from automl.console import Console, paint, quiet_frameworks, silence
+from automl.console import Console, paint, quiet_frameworks
 from automl.errors import AutomlError, Interrupted, UsageError
 from automl.options import (
     DATA_SETTINGS,
@@ -29,11 +26,18 @@ from automl.options import (
     parse_pairs,
     read_settings,
 )
+from automl.output import (
+    audit_lines,
+    export_lines,
+    predictions_csv,
+    predictions_json,
+    print_json,
+    print_result,
+    summarise,
+    summary_lines,
+)
 
-if TYPE_CHECKING:  # loads NumPy
-    from automl.records import Prediction, Run
-
-HEADLINE = ("roc_auc", "balanced_accuracy", "accuracy", "recall", "specificity", "ece")
+EXPORT_FORMATS = "saved_model, tflite, tflite_float16, tflite_int8, onnx"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -112,17 +116,7 @@ def audit(console: Console, data: str, **options: Any) -> None:
     if console.json:
         print_json(result.to_json())
         return
-    counts = {name: int((dataset.targets == i).sum()) for i, name in enumerate(dataset.classes)}
-    classes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    console.say(f"{dataset.name}: {len(dataset.samples):,} images ({classes})")
-    for finding in result.findings:
-        console.say(f"\n{finding.severity}: {finding.title}")
-        if finding.remedy:
-            console.say(f"  {finding.remedy}")
-        if finding.examples:
-            console.say(f"  for example {', '.join(finding.examples[:3])}")
-    if not result.findings:
-        console.say("No findings.")
+    console.say("\n".join(audit_lines(dataset, result)))
 
 
 @cli.command()
@@ -131,9 +125,10 @@ def audit(console: Console, data: str, **options: Any) -> None:
 def report(console: Console, run: str) -> None:
     """Render RUN's report.html again from its files; needs no TensorFlow."""
     folder = find_run(run)
+    from automl.reporting.page import read_report
     from automl.reporting.render import render_report
 
-    path = render_report(read_report(folder), folder)
+    path = render_report(read_report(folder / "report.json"), folder)
     if console.json:
         print_json({"report": str(path)})
     else:
@@ -189,20 +184,18 @@ def evaluate(console: Console, run: str, data: str, pairs: tuple[str, ...]) -> N
 
 @cli.command()
 @click.argument("run")
-@click.option(
-    "--format", "formats", required=True, metavar="NAME,…", help="saved_model, tflite, onnx"
-)
+@click.option("--format", "formats", required=True, metavar="NAME,…", help=EXPORT_FORMATS)
 @talk_options
 def export(console: Console, run: str, formats: str) -> None:
     """Write RUN's model in further formats, each proved to give the same answers."""
     folder = find_run(run)
-    from automl.serving.export import export_model
+    from automl.exports import export_run
 
-    results = [export_model(folder, name.strip()) for name in formats.split(",")]
+    results = export_run(folder, [name.strip() for name in formats.split(",")], console)
     if console.json:
-        print_json([str(result) for result in results])
-    for result in results:
-        console.say(str(result))
+        print_json(results)
+    else:
+        console.say("\n".join(export_lines(results)))
 
 
 @cli.command()
@@ -272,76 +265,6 @@ def find_run(run: str) -> Path:
     raise UsageError(f"{run} is not a run: it holds neither report.json nor journal.jsonl.")
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """The run's report.json."""
-    try:
-        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{folder} has no report.json yet: its search did not end. Go on with "
-            f"'automl search --name {folder.name} --resume' and the options it began with."
-        ) from None
-    except ValueError as error:
-        raise UsageError(f"{folder}/report.json is not JSON: {error}.") from error
-
-
-def summarise(run: "Run") -> dict[str, Any]:
-    """What ``automl search --json`` prints."""
-    test = run.report["evaluation"]["test"]
-    return {
-        "name": run.name,
-        "folder": str(run.folder),
-        "report": str(run.report_path),
-        "model": str(run.model_dir),
-        "best": run.report["search"]["best"],
-        "threshold": test.get("threshold"),
-        "metrics": test["metrics"],
-        "verdict": run.report.get("verdict"),
-    }
-
-
-def summary_lines(run: "Run") -> list[str]:
-    """The same for a person."""
-    test = run.report["evaluation"]["test"]["metrics"]
-    lines = ["On the test set, with 95 % intervals:"]
-    for name in HEADLINE:
-        if test.get(name, {}).get("value") is not None:
-            metric = test[name]
-            interval = ""
-            if metric.get("low") is not None:
-                interval = f"  ({metric['low']:.3f} to {metric['high']:.3f})"
-            lines.append(f"  {name.replace('_', ' '):<18}{metric['value']:.3f}{interval}")
-    return [*lines, "", f"report  {run.report_path}", f"model   {run.model_dir}"]
-
-
-def predictions_csv(predictions: Sequence["Prediction"], classes: Sequence[str]) -> str:
-    """Columns image, label, probability, probability_<class>…, flags, message; a row an image."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    columns = [f"probability_{name}" for name in classes]
-    writer.writerow(["image", "label", "probability", *columns, "flags", "message"])
-    for item in predictions:
-        numbers = [item.probability, *(item.probabilities.get(name) for name in classes)]
-        cells = ["" if number is None else f"{number:.6f}" for number in numbers]
-        writer.writerow([item.image, item.label, *cells, ";".join(item.flags), item.message])
-    return out.getvalue()
-
-
-def predictions_json(predictions: Sequence["Prediction"]) -> str:
-    """A list of objects with the fields of Prediction."""
-    return json.dumps([asdict(item) for item in predictions], indent=2, allow_nan=False) + "\n"
-
-
-def print_json(document: Any) -> None:
-    print_result(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
-
-
-def print_result(text: str) -> None:
-    """To standard output, whatever its encoding; a reader that left ends the command."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def command_line(arguments: Sequence[str]) -> str:
     """The command as it can be typed again; credentials in addresses are masked."""
     from automl.tracking.replay import redact
@@ -373,9 +296,7 @@ def run_command(arguments: Sequence[str]) -> int:
         show_traceback(arguments)
         print_error(str(error), "stopped" if isinstance(error, Interrupted) else "error")
         return error.exit_code
-    except BrokenPipeError:
-        # The reader has what it wanted; nothing more may be flushed at exit.
-        silence(sys.stdout)
+    except BrokenPipeError:  # the reader has what it wanted, as in `| head`
         return 0
     except Exception as error:
         show_traceback(arguments)

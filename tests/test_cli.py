@@ -12,19 +12,19 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
-import numpy as np
 import pytest
 
 import automl
 from automl import errors
-from automl.cli import cli, command_line, predictions_csv, predictions_json, run_command
+from automl.cli import cli, command_line, run_command
 from automl.config import SearchConfig
 from automl.console import Console, format_seconds, progress_text
 from automl.errors import AutomlError
 from automl.options import read_settings
-from automl.records import Audit, Finding, Prediction, Run
+from automl.output import export_lines, predictions_csv, predictions_json
+from automl.records import Audit, Dataset, Finding, Prediction, Run, Sample
 
 ROOT = Path(__file__).parents[1]
 REPORT = {
@@ -47,9 +47,8 @@ def pipeline(monkeypatch):
     module = ModuleType("automl.pipeline")
     module.asked = {}
     finding = Finding("twins", "warning", "3 images have a twin.", 3, ("a.png",), "Look at them.")
-    dataset = SimpleNamespace(
-        name="scans", samples=(1, 2, 3), classes=("no", "yes"), targets=np.array([0, 0, 1])
-    )
+    samples = tuple(Sample(f"{i}.png", Path(f"{i}.png"), label) for i, label in enumerate("nny"))
+    dataset = Dataset("scans", Path("scans"), "folders", samples, ("n", "y"), "y")
 
     def run_search(config, **options):
         module.asked = {"config": config, **options}
@@ -132,7 +131,7 @@ def test_run_search_py_is_named_as_it_was_called(monkeypatch):
 def test_audit_prints_findings_or_json(pipeline, capsys):
     assert run_command(["audit", "scans", "--label-column", "Class"]) == 0
     text = capsys.readouterr().out
-    assert "no 2, yes 1" in text and "warning: 3 images have a twin." in text
+    assert "3 images (n 2, y 1)" in text and "warning: 3 images have a twin." in text
     assert pipeline.asked["config"].label_column == "Class"
     assert run_command(["audit", "scans", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["findings"][0]["check"] == "twins"
@@ -302,6 +301,18 @@ def test_predictions_keep_every_row_and_the_order_of_the_classes():
     assert table[1]["probability_no"] == table[1]["label"] == ""
     assert table[1]["message"] == 'it says "no"'
     assert json.loads(predictions_json(rows))[1]["label"] is None
+
+
+def test_an_export_without_a_proof_is_called_so():
+    proof = {"images": 500, "max_difference": 2e-6, "agreement": 1.0}
+    lines = export_lines(
+        [
+            {"folder": "a/tflite", "mb": 9.1, "parity": proof},
+            {"folder": "a/onnx", "mb": 9.0, "parity": None},
+        ]
+    )
+    assert "500 test images" in lines[0] and "2.0e-06, 100.0% of the labels" in lines[0]
+    assert lines[1] == "a/onnx (9.0 MB): not proved"
 
 
 def test_names_that_are_not_text_are_printed_all_the_same():

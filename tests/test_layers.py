@@ -25,8 +25,8 @@ LAYERS = (
     {"evaluation"},
     {"serving"},
     {"reporting"},
-    {"pipeline"},
-    {"options", "doctor"},
+    {"pipeline", "exports"},
+    {"options", "output", "doctor"},
     {"cli"},
     {"__main__", "__init__"},
 )

@@ -1,0 +1,86 @@
+"""Further formats of a finished run's model, proved on the images of its own test set."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automl.config import make_config
+from automl.console import Console
+from automl.data.pixels import scan_images
+from automl.data.sources import cache_folder, load_dataset
+from automl.data.split import read_split
+from automl.errors import AutomlError, DataError
+from automl.reporting.page import read_report
+from automl.reporting.render import render_report, write_text
+from automl.tracking.journal import FILE_NAME, Journal, read_journal
+
+# Enough to see every range of activations that int8 has to cover.
+CALIBRATION_IMAGES = 128
+
+
+def export_run(folder: Path, formats: list[str], console: Console) -> list[dict[str, Any]]:
+    """Write ``folder``/exports/FORMAT for each format, and add the proofs to the report.
+
+    Where the run's images are gone or have changed, the formats are written without a proof
+    and a warning says so.
+
+    Returns:
+        What ``export_model`` returns: format, folder, mb, digest and parity.
+
+    Raises:
+        UsageError: an unknown format, or one whose converter is missing.
+        ModelError: the run has no model, or an export cannot be run.
+    """
+    report = read_report(folder / "report.json")
+    try:
+        proof = gather_images(folder, console)
+    except AutomlError as error:
+        console.warn(f"The formats are written without a proof: {error}")
+        proof = {}
+    from automl.serving.export import export_model
+
+    results = export_model(folder, formats, progress=console.progress, **proof)
+    with Journal(folder / FILE_NAME) as journal:
+        for result in results:
+            journal.append("exported", **{k: result[k] for k in ("format", "folder", "digest")})
+    kept = [item for item in report["cost"].get("exports", []) if item["format"] not in formats]
+    report["cost"]["exports"] = kept + [
+        {key: result[key] for key in ("format", "mb", "parity")} for result in results
+    ]
+    write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    render_report(report, folder)
+    return results
+
+
+def gather_images(folder: Path, console: Console) -> dict[str, np.ndarray]:
+    """The proof's arguments of ``export_model``: pixels, expected and calibration.
+
+    Raises:
+        DataError: the images are not those of the search.
+    """
+    start = next(e for e in read_journal(folder / FILE_NAME) if e["event"] == "search_started")
+    config = make_config(start["config"])
+    dataset = load_dataset(config)
+    scan = scan_images(dataset, config.image_size, cache_folder(config), console.progress)
+    if scan.digest != start["dataset"]["digest"]:
+        raise DataError(f"the images under {config.data} have changed since the search.")
+    split = read_split(folder / "split.csv", scan.dataset)
+    with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
+        predicted = {row["image"]: row for row in csv.DictReader(file)}
+    columns = [f"probability_{name}" for name in scan.dataset.classes]
+    test = [row for row in split.rows("test") if scan.dataset.samples[row].image in predicted]
+    expected = [
+        [float(predicted[scan.dataset.samples[row].image][column]) for column in columns]
+        for row in test
+    ]
+    train = split.rows("train")
+    count = min(CALIBRATION_IMAGES, len(train))
+    chosen = np.sort(np.random.default_rng(config.seed).choice(train, count, replace=False))
+    return {
+        "pixels": scan.pixels[test],
+        "expected": np.array(expected),
+        "calibration": scan.pixels[chosen],
+    }

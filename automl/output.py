@@ -1,0 +1,99 @@
+"""Results as text: for people, for spreadsheets, for programs."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # loads NumPy
+    from automl.records import Audit, Dataset, Prediction, Run
+
+HEADLINE = ("roc_auc", "balanced_accuracy", "accuracy", "recall", "specificity", "ece")
+
+
+def summarise(run: "Run") -> dict[str, Any]:
+    """What ``automl search --json`` prints."""
+    test = run.report["evaluation"]["test"]
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "report": str(run.report_path),
+        "model": str(run.model_dir),
+        "best": run.report["search"]["best"],
+        "threshold": test.get("threshold"),
+        "metrics": test["metrics"],
+        "verdict": run.report.get("verdict"),
+    }
+
+
+def summary_lines(run: "Run") -> list[str]:
+    """The same for a person."""
+    test = run.report["evaluation"]["test"]["metrics"]
+    lines = ["On the test set, with 95 % intervals:"]
+    for name in HEADLINE:
+        if test.get(name, {}).get("value") is not None:
+            metric = test[name]
+            interval = ""
+            if metric.get("low") is not None:
+                interval = f"  ({metric['low']:.3f} to {metric['high']:.3f})"
+            lines.append(f"  {name.replace('_', ' '):<18}{metric['value']:.3f}{interval}")
+    return [*lines, "", f"report  {run.report_path}", f"model   {run.model_dir}"]
+
+
+def predictions_csv(predictions: Sequence["Prediction"], classes: Sequence[str]) -> str:
+    """Columns image, label, probability, probability_<class>…, flags, message; a row an image."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    columns = [f"probability_{name}" for name in classes]
+    writer.writerow(["image", "label", "probability", *columns, "flags", "message"])
+    for item in predictions:
+        numbers = [item.probability, *(item.probabilities.get(name) for name in classes)]
+        cells = ["" if number is None else f"{number:.6f}" for number in numbers]
+        writer.writerow([item.image, item.label, *cells, ";".join(item.flags), item.message])
+    return out.getvalue()
+
+
+def predictions_json(predictions: Sequence["Prediction"]) -> str:
+    """A list of objects with the fields of Prediction."""
+    return json.dumps([asdict(item) for item in predictions], indent=2, allow_nan=False) + "\n"
+
+
+def audit_lines(dataset: "Dataset", audit: "Audit") -> list[str]:
+    """The classes with their counts, then each finding with its remedy and examples."""
+    labels = [sample.label for sample in dataset.samples]
+    classes = ", ".join(f"{name} {labels.count(name):,}" for name in dataset.classes)
+    lines = [f"{dataset.name}: {len(labels):,} images ({classes})"]
+    for finding in audit.findings:
+        lines += ["", f"{finding.severity}: {finding.title}"]
+        if finding.remedy:
+            lines.append(f"  {finding.remedy}")
+        if finding.examples:
+            lines.append(f"  for example {', '.join(finding.examples[:3])}")
+    return lines if audit.findings else [*lines, "No findings."]
+
+
+def export_lines(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Where each format is, how large, and how far its answers are from the report's."""
+    lines = []
+    for result in results:
+        proof = "not proved"
+        if parity := result["parity"]:
+            proof = (
+                f"on {parity['images']:,} test images probabilities differ by at most "
+                f"{parity['max_difference']:.1e}, {parity['agreement']:.1%} of the labels agree"
+            )
+        lines.append(f"{result['folder']} ({result['mb']:.1f} MB): {proof}")
+    return lines
+
+
+def print_json(document: Any) -> None:
+    print_result(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def print_result(text: str) -> None:
+    """To standard output, whatever its encoding; a reader that left ends the command."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
