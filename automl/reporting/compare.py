@@ -10,7 +10,7 @@ import numpy as np
 
 from automl.errors import StorageError, UsageError
 from automl.evaluation.intervals import bootstrap_difference
-from automl.reporting.formats import METRIC_NAMES, number, span, words
+from automl.reporting.formats import LOWER_IS_BETTER, METRIC_NAMES, number, span, words
 from automl.reporting.page import complete, read_report
 from automl.reporting.render import render_page, stamp, write_text
 from automl.tracking.compare import digest_test_set
@@ -100,10 +100,10 @@ def metric_row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             "value": number(item["value"] if item else None),
             "span": span(item),
             "difference": signed(difference),
-            "clear": bool(difference) and difference["low"] is not None
+            "settled": bool(difference) and difference["low"] is not None
             and difference["low"] * difference["high"] > 0,
         })
-    return {"name": words(name), "cells": cells}
+    return {"name": words(name), "lower": name in LOWER_IS_BETTER, "cells": cells}
 
 
 def signed(item: dict[str, float | None] | None) -> str:
