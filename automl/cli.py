@@ -23,16 +23,12 @@ from automl.options import (
     DATA_SETTINGS,
     config_options,
     given_settings,
-    parse_pairs,
     read_settings,
 )
 from automl.output import (
     audit_lines,
     export_lines,
-    predictions_csv,
-    predictions_json,
     print_json,
-    print_result,
     summarise,
     summary_lines,
 )
@@ -150,31 +146,34 @@ def predict(
     """
     if out is not None and Path(out).suffix.lower() not in (".csv", ".json"):
         raise UsageError(f"--out {out} must end in .csv or .json.")
-    paths = list(sys.stdin.read().splitlines()) if images == ("-",) else list(images)
-    from automl.serving.predictor import load
+    from automl.serving.predictor import find_images, load
+    from automl.serving.tables import write_json_list, write_predictions
 
     predictor = load(model, trust=trust)
-    predictions = predictor.predict(paths, progress=console.progress)
-    as_json = console.json if out is None else Path(out).suffix.lower() == ".json"
-    if as_json:
-        text = predictions_json(predictions)
+    given = sys.stdin.read().splitlines() if images == ("-",) else images
+    files = list(find_images(given))
+    predictions = console.count(predictor.iterate(files), "predicting", len(files))
+    if out is None and console.json:
+        write_json_list(predictions, predictor.info.classes, sys.stdout)
     else:
-        text = predictions_csv(predictions, predictor.info.classes)
-    if out is None:
-        print_result(text)
-    else:
-        Path(out).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-        console.say(f"{len(predictions):,} predictions in {out}")
+        write_predictions(predictions, predictor.info.classes, out and Path(out))
+    if out is not None:
+        console.say(f"{len(files):,} predictions in {out}")
 
 
 @cli.command()
 @click.argument("run")
 @click.argument("data")
-@click.option("--map", "pairs", multiple=True, metavar="THEIRS=OURS", help="rename a label of DATA")
+@click.option(
+    "--map",
+    "names",
+    metavar="LABEL=CLASS,…",
+    help="what labels of DATA mean; LABEL= leaves its images out",
+)
 @talk_options
-def evaluate(console: Console, run: str, data: str, pairs: tuple[str, ...]) -> None:
+def evaluate(console: Console, run: str, data: str, names: str | None) -> None:
     """Test RUN's model on DATA, images from elsewhere; the result joins RUN's report."""
-    folder, names = find_run(run), parse_pairs(pairs, "--map")
+    folder = find_run(run)
     from automl.pipeline import evaluate_run
 
     result = evaluate_run(folder, data, names, console)

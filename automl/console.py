@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable
-from typing import TextIO
+from collections.abc import Iterable, Iterator
+from typing import TextIO, TypeVar
+
+Item = TypeVar("Item")
 
 # Seconds between two updates of a line on a terminal, and between two lines in a log file.
 TERMINAL_PERIOD = 0.1
@@ -87,11 +89,12 @@ class Console:
         """The result in a few lines, set apart from what came before."""
         self.say("\n" + "\n".join(lines))
 
-    def progress(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """``done`` of ``total`` steps of ``what`` are finished; call it as often as you like.
 
         A terminal shows one line that is rewritten, a log file a line every 15 seconds.
-        The time left assumes that the rest goes at the pace since ``what`` began.
+        The time left assumes that the rest goes at the pace since ``what`` began. With a
+        ``note``, that is shown instead of the numbers, which then are some unit of work.
         """
         if self.quiet:
             return
@@ -108,7 +111,7 @@ class Console:
                 return
             self._last_update = now
             text = progress_text(
-                what, done, total, now - self._stage_start[0], self._stage_start[1]
+                what, done, total, now - self._stage_start[0], self._stage_start[1], note
             )
             if finished:
                 self._stage = None
@@ -118,6 +121,12 @@ class Console:
             else:
                 write(sys.stderr, text + "\n")
 
+    def count(self, items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+        """Hand ``items`` on, with ``progress`` for each."""
+        for done, item in enumerate(items, 1):
+            yield item
+            self.progress(what, done, total)
+
     def _write_line(self, text: str, stream: TextIO) -> None:
         with self._lock:
             if self._open_line:
@@ -126,7 +135,9 @@ class Console:
             write(stream, text + "\n")
 
 
-def progress_text(what: str, done: int, total: int, elapsed: float, first: int = 0) -> str:
+def progress_text(
+    what: str, done: int, total: int, elapsed: float, first: int = 0, note: str = ""
+) -> str:
     """``reading images: 1,204 of 3,762 (32 %), 12 s left``.
 
     Args:
@@ -137,7 +148,7 @@ def progress_text(what: str, done: int, total: int, elapsed: float, first: int =
         first: see ``done``.
     """
     share = f" ({100 * done // total} %)" if total else ""
-    text = f"{what}: {done:,} of {total:,}{share}"
+    text = f"{what}: {note or f'{done:,} of {total:,}'}{share}"
     if done >= total:
         return text + (f", {format_seconds(elapsed)}" if elapsed >= 1 else "")
     # A guess from the first second would jump about.

@@ -105,14 +105,3 @@ def read_settings(path: str | None) -> dict[str, Any]:
             f"not a {type(document).__name__}."
         )
     return {key.replace("-", "_"): value for key, value in document.items()}
-
-
-def parse_pairs(pairs: tuple[str, ...], option: str) -> dict[str, str]:
-    """``("yes=tumour", "no=healthy")`` → a dict, for ``--map``."""
-    result = {}
-    for part in (part for text in pairs for part in text.split(",")):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip() or not value.strip():
-            raise UsageError(f"{option} {part!r} must be written as THEIRS=OURS.")
-        result[name.strip()] = value.strip()
-    return result

@@ -1,15 +1,12 @@
 """Results as text: for people, for spreadsheets, for programs."""
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # loads NumPy
-    from automl.records import Audit, Dataset, Prediction, Run
+    from automl.records import Audit, Dataset, Run
 
 HEADLINE = ("roc_auc", "balanced_accuracy", "accuracy", "recall", "specificity", "ece")
 
@@ -43,24 +40,6 @@ def summary_lines(run: "Run") -> list[str]:
     return [*lines, "", f"report  {run.report_path}", f"model   {run.model_dir}"]
 
 
-def predictions_csv(predictions: Sequence["Prediction"], classes: Sequence[str]) -> str:
-    """Columns image, label, probability, probability_<class>…, flags, message; a row an image."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    columns = [f"probability_{name}" for name in classes]
-    writer.writerow(["image", "label", "probability", *columns, "flags", "message"])
-    for item in predictions:
-        numbers = [item.probability, *(item.probabilities.get(name) for name in classes)]
-        cells = ["" if number is None else f"{number:.6f}" for number in numbers]
-        writer.writerow([item.image, item.label, *cells, ";".join(item.flags), item.message])
-    return out.getvalue()
-
-
-def predictions_json(predictions: Sequence["Prediction"]) -> str:
-    """A list of objects with the fields of Prediction."""
-    return json.dumps([asdict(item) for item in predictions], indent=2, allow_nan=False) + "\n"
-
-
 def audit_lines(dataset: "Dataset", audit: "Audit") -> list[str]:
     """The classes with their counts, then each finding with its remedy and examples."""
     labels = [sample.label for sample in dataset.samples]
@@ -90,10 +69,6 @@ def export_lines(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def print_json(document: Any) -> None:
-    print_result(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
-
-
-def print_result(text: str) -> None:
-    """To standard output, whatever its encoding; a reader that left ends the command."""
-    sys.stdout.write(text)
+    """To standard output, and at once: an error of the pipe belongs to the command."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
     sys.stdout.flush()

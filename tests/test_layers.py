@@ -25,6 +25,8 @@ LAYERS = (
     {"evaluation"},
     {"serving"},
     {"reporting"},
+    {"folder"},
+    {"stages"},
     {"pipeline", "exports"},
     {"options", "output", "doctor"},
     {"cli"},
@@ -143,7 +145,7 @@ def test_a_missing_data_set_is_reported_before_tensorflow_is_loaded():
     assert not loaded_by(code) & {"tensorflow", "keras", "mlflow"}
 
 
-@pytest.mark.parametrize("module", ["automl.pipeline", "automl.reporting.render"])
+@pytest.mark.parametrize("module", ["automl.folder", "automl.pipeline", "automl.reporting.render"])
 def test_the_light_half_needs_no_tensorflow(module):
     assert not loaded_by(f"import {module}") & {"tensorflow", "keras", "keras_tuner"}
 
