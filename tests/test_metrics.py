@@ -106,9 +106,9 @@ def test_calibration_error_of_a_known_bin():
 
 
 def test_calibration_error_of_many_classes_is_that_of_the_top_class():
-    y_true = np.array([0, 1, 2, 2])
-    probabilities = np.tile([0.6, 0.3, 0.1], (4, 1))
-    assert compute_metrics(y_true, probabilities)["ece"] == pytest.approx(0.6 - 0.25)
+    y_true = np.array([0, 0, 0, 1, 2])
+    probabilities = np.tile([0.9, 0.06, 0.04], (5, 1))
+    assert compute_metrics(y_true, probabilities)["ece"] == pytest.approx(0.9 - 0.6)
 
 
 def test_no_positive_prediction_gives_precision_zero():
