@@ -281,6 +281,12 @@ class HyperbandOracle(keras_tuner.Oracle):
                     needed.add(parent)
             return needed
 
+    def first_values(self) -> list[list[dict[str, Any]]]:
+        """The values that each bracket's first rung begins with."""
+        with self._oracle_lock:
+            self._fill(len(self.brackets) - 1)
+            return [[self._values[c] for c in bracket.drawn] for bracket in self.brackets]
+
     # Where the next trial is.
 
     def _next_place(self) -> tuple[int, int, int] | None:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from automl.search.model import Head, cut_suffix, join, output_units, trained_va
 from automl.search.objective import better, score_outputs
 from automl.search.space import HEAD_UNITS, step_size
 from automl.search.weights import digest_weights, load_backbone
+from automl.search.worker import notify
 
 # Linear probing before fine-tuning keeps the pretrained features: Kumar, Raghunathan,
 # Jones, Ma, Liang: "Fine-Tuning can Distort Pretrained Features and Underperform
@@ -367,17 +368,27 @@ class Trainer:
                 pending = self._reader.submit(read, depth, view, rows[following])
             yield part, x
 
-    def best_model(self, task_params: dict[str, Any], checkpoint: Path, temperature: float = 1.0) -> keras.Model:
-        """The whole model with the best weights of ``checkpoint``."""
+    def best_model(
+        self,
+        params: dict[str, Any],
+        checkpoint: Path,
+        temperature: float = 1.0,
+        bias_shift: np.ndarray | float = 0.0,
+    ) -> keras.Model:
+        """The whole model with the best weights of ``checkpoint``.
+
+        ``bias_shift`` (outputs,) is added to the logits, before they are divided by
+        ``temperature``.
+        """
         self.prepare()
         self._restore_bodies()
         _, best, _ = read_checkpoint(checkpoint)
-        program = self.program(int(task_params["fine_tune_depth"]))
-        program.reset(task_params, [0], self.mean, self.scale)
+        program = self.program(int(params["fine_tune_depth"]))
+        program.reset(params, [0], self.mean, self.scale)
         program.load(best)
-        return join(
-            self.backbone, head_of(program, task_params, self.variance), self.spec.n_classes, temperature
-        )
+        head = head_of(program, params, self.variance)
+        head = replace(head, bias=(head.bias + bias_shift).astype(np.float32))
+        return join(self.backbone, head, self.spec.n_classes, temperature)
 
 
 def head_of(program: Program, params: dict[str, Any], variance: np.ndarray) -> Head:
@@ -451,3 +462,18 @@ def digest_checkpoint(path: Path) -> str:
     for name in sorted(best):
         digest.update(best[name].tobytes())
     return digest.hexdigest()
+
+
+def prepare_trainer(spec: StudySpec, width: float) -> dict[str, Any]:
+    """Fill or open the activation cache in this process; says what it found there."""
+    trainer = get_trainer(spec, width)
+    trainer.prepare(lambda what, done, total: notify("progress", what, done, total))
+    cache = trainer.activations
+    rate = cache.images / cache.seconds if cache.seconds else None
+    return {
+        "hits": cache.hits,
+        "misses": cache.misses,
+        "bytes": cache.bytes,
+        "engine": cache.engine,
+        "images_per_second": rate and round(rate, 1),
+    }

@@ -1,0 +1,351 @@
+"""The one straight path: data, audit, split, search, evaluation, export, report."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+import uuid
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automl.config import SearchConfig
+from automl.console import Console
+from automl.data.audit import audit_dataset
+from automl.data.pixels import scan_images
+from automl.data.sources import cache_folder, load_dataset
+from automl.data.split import describe_groups, make_split, summarise_split, write_split
+from automl.data.twins import find_twins
+from automl.errors import Interrupted, UsageError
+from automl.folder import count_test_evaluations, open_folder, write_config, write_json, write_trials
+from automl.records import Audit, Dataset, Run, Scan, Split, Twins
+from automl.tracking.journal import FILE_NAME, Journal
+from automl.tracking.mlflow_sink import MlflowSink, describe, read_link
+from automl.tracking.replay import redact
+
+PACKAGES = ("tensorflow", "keras", "keras-tuner", "mlflow", "numpy", "pandas", "scikit-learn", "pillow")
+
+
+def run_search(
+    config: SearchConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    command: str | None = None,
+    console: Console | None = None,
+) -> Run:
+    """From data to a report and a model, in the run folder ``config.out``/NAME.
+
+    Raises:
+        UsageError, DataError, WeightsError, SearchError, StorageError: see errors.py.
+        Interrupted: Ctrl-C; all trials that ended are in the journal.
+    """
+    began = time.monotonic()
+    console = console or Console(quiet=True)
+    dataset = load_dataset(config)
+    folder = open_folder(config, dataset.name, resume=resume, overwrite=overwrite)
+    with Journal(folder / FILE_NAME) as journal:
+        try:
+            return search_into(folder, config, dataset, journal, began, command, console)
+        except KeyboardInterrupt:
+            close_session(journal, "interrupted")
+            done = sum(event["event"] == "trial_ended" for event in journal.events)
+            raise Interrupted(
+                f"Interrupted; {done} finished trials are kept. Go on with: "
+                f"{resume_command(command, folder)}"
+            ) from None
+        except BaseException:
+            close_session(journal, "failed")
+            raise
+
+
+def search_into(
+    folder: Path,
+    config: SearchConfig,
+    dataset: Dataset,
+    journal: Journal,
+    began: float,
+    command: str | None,
+    console: Console,
+) -> Run:
+    if (folder / "report.json").exists():
+        console.say(f"{folder} is complete; nothing to resume.")
+        return load_run(folder)
+    settings = {**config.to_json(), "tracking_uri": config.tracking_uri and redact(config.tracking_uri)}
+    write_config(folder / "config.yaml", settings)
+    cache = cache_folder(config)
+
+    scan, twins = read_images(config, dataset, cache, console)
+    split = make_split(scan, twins, config)
+    audit = audit_dataset(scan, twins, split, config)
+    write_split(split, scan.dataset, folder / "split.csv")
+    write_json(folder / "audit.json", audit.to_json())
+    say_findings(audit, console)
+
+    from automl import stages
+
+    sizes = summarise_split(split, scan.dataset)
+    begin = {
+        "schema": 1,
+        "run_id": uuid.uuid4().hex,
+        "name": folder.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command or "automl.search(...)",
+        "config": settings,
+        "dataset": {
+            **{key: audit.summary["dataset"][key] for key in ("name", "images", "classes", "kind", "synthetic")},
+            "digest": scan.digest,
+            "split": {part: sizes[part] for part in ("train", "val", "test")},
+            "split_digest": split.digest,
+        },
+        "versions": versions(),
+    }
+    sink = MlflowSink(
+        folder, config.tracking_uri, config.experiment, config.register, config.promote
+    )
+    deadline = None
+    if config.budget is not None:
+        reserve = max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
+        deadline = began + config.budget - min(reserve, config.budget / 2)
+    pool = stages.WorkerPool(
+        config.workers, folder / "worker.log", lambda kind, *rest: console.progress(*rest), config.trial_timeout
+    )
+    try:
+        study, plan, detail = stages.search_models(
+            config, scan, split, folder, journal, pool,
+            cache=cache, deadline=deadline, begin=begin, console=console,
+            on_start=sink.start if config.tracking else lambda: None,
+        )  # fmt: skip
+    finally:
+        pool.shutdown()
+    write_trials(folder / "trials.csv", study)
+    searched = time.monotonic()
+
+    winner = stages.finish_model(study, plan.study.spec, scan, split, console)
+    group_kind = audit.summary["dataset"]["group_kind"]
+    parts = stages.evaluate_winner(winner, scan, split, config, folder, journal, group_kind, console)
+    predictor, cost = stages.export_winner(winner, scan, split, config, folder, parts, console)
+    parts["evaluation"] |= stages.probe_winner(winner, predictor, scan, split, config, console)
+    journal.append("exported", format="saved_model", folder="model", digest=predictor.info.hashes["saved_model.pb"])
+
+    started = next(event for event in journal.events if event["event"] == "search_started")
+    report = {
+        "run": describe_run(started, config, journal, folder, scan),
+        "dataset": {**audit.summary["dataset"], "digest": scan.digest},
+        "audit": {
+            "findings": [asdict(finding) for finding in audit.findings],
+            **{key: audit.summary[key] for key in ("twins", "shortcuts", "one_nn")},
+        },
+        "split": {**sizes, "balance": describe_balance(sizes["classes"]["train"], config.balance)},
+        "search": stages.describe_search(study, plan, detail, winner),
+        **parts,
+        "cost": {
+            **cost,
+            "search_seconds": round(study.wall_seconds, 1),
+            "evaluation_seconds": round(time.monotonic() - searched, 1),
+            "total_seconds": round(time.monotonic() - began, 1),
+            "peak_memory_mb": stages.peak_memory_mb(),
+            "disk_mb": round(stages.measure_folder(folder) / 1e6, 1),
+        },
+        "environment": environment(),
+    }
+    stages.draw_pictures(scan, split, winner, report, folder, config)
+    run = write_report(folder, report)
+    close_session(journal, "budget" if study.detail["stopped_by_budget"] else "done")
+    if config.tracking:
+        console.say(describe(sink.stop(), folder))
+    return run
+
+
+def read_images(
+    config: SearchConfig, dataset: Dataset, cache: Path, console: Console
+) -> tuple[Scan, Twins]:
+    """One pass over the files, and which of them show the same."""
+    scan = scan_images(dataset, config.image_size, cache, console.progress)
+    console.progress("looking for near-copies", 0, 1)
+    twins = find_twins(scan, config.twin_threshold)
+    console.progress("looking for near-copies", 1, 1)
+    return scan, twins
+
+
+def audit_data(config: SearchConfig, console: Console | None = None) -> tuple[Dataset, Audit]:
+    """The data section alone: no framework, no run folder."""
+    console = console or Console(quiet=True)
+    dataset = load_dataset(config)
+    scan = scan_images(dataset, None, cache_folder(config), console.progress)
+    twins = find_twins(scan, config.twin_threshold)
+    split = make_split(scan, twins, config)
+    return scan.dataset, audit_dataset(scan, twins, split, config)
+
+
+def plan_search(config: SearchConfig, console: Console | None = None) -> dict[str, Any]:
+    """What a search would cost: the plan with its seconds and bytes; nothing is trained."""
+    console = console or Console(quiet=True)
+    dataset = load_dataset(config)
+    cache = cache_folder(config)
+    scan, twins = read_images(config, dataset, cache, console)
+    split = make_split(scan, twins, config)
+    from automl import stages
+
+    spec = stages.make_spec(config, scan, split, cache)
+    left = None
+    if config.budget is not None:
+        left = config.budget - max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
+    pool = stages.WorkerPool(config.workers, Path(os.devnull))
+    try:
+        plan = stages.make_plan(config, spec, Path(config.out), pool, [], left, console)
+    finally:
+        pool.shutdown()
+    console.say(stages.plan_text(plan, config))
+    return plan.description
+
+
+def evaluate_run(
+    folder: Path, data: str, names: dict[str, str], console: Console | None = None
+) -> dict[str, Any]:
+    """Score a finished run's model on another data set, into the run's report."""
+    from automl.external import evaluate_external
+
+    console = console or Console(quiet=True)
+    run = load_run(folder)
+    section = evaluate_external(run, data, names, console)
+    with Journal(folder / FILE_NAME) as journal:
+        journal.append("evaluated", on=section["name"], images=section["images"], metrics=section["metrics"])
+    external = [part for part in run.report["evaluation"].get("external", []) if part["name"] != section["name"]]
+    run.report["evaluation"]["external"] = [*external, section]
+    write_report(folder, run.report)
+    return section
+
+
+def load_run(folder: Path | str) -> Run:
+    """A finished run, from its folder.
+
+    Raises:
+        UsageError: it has no report.json.
+    """
+    path = Path(folder) / "report.json"
+    if not path.exists():
+        raise UsageError(f"{folder} has no report.json: its search did not end. Go on with --resume.")
+    return Run(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_report(folder: Path, parts: dict[str, Any]) -> Run:
+    """report.json, report.html, model_card.md and the index of all runs."""
+    from automl.reporting.compare import write_index
+    from automl.reporting.model_card import write_model_card
+    from automl.reporting.page import build_report
+    from automl.reporting.render import render_report
+
+    report = build_report(plain(parts))
+    render_report(report, folder)
+    write_model_card(report, folder)
+    # Last, because it is what says that the run is complete.
+    write_json(folder / "report.json", report)
+    write_index(folder.parent)
+    return Run(folder, report)
+
+
+def plain(value: Any) -> Any:
+    """``value`` with NumPy numbers, tuples and NaN as JSON has them."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def describe_run(
+    started: dict[str, Any], config: SearchConfig, journal: Journal, folder: Path, scan: Scan
+) -> dict[str, Any]:
+    """The report's "run" part."""
+    link = read_link(folder) if config.tracking else None
+    sessions = sum(event["event"] == "session_started" for event in journal.events)
+    weights = config.weights_used
+    return {
+        **{key: started[key] for key in ("name", "created", "command", "config")},
+        "preset": config.preset,
+        "seed": config.seed,
+        "synthetic": scan.dataset.synthetic,
+        "weights": weights if weights in ("imagenet", "none") else Path(weights).name,
+        "resumed": sessions - 1,
+        "mlflow": link
+        and {"tracking_uri": link.tracking_uri, "experiment": link.experiment, "run_id": link.run_id},
+        "research_use": True,
+    }
+
+
+def describe_balance(before: dict[str, int], method: str) -> dict[str, Any]:
+    largest = max(before.values())
+    after = dict.fromkeys(before, largest) if method == "oversample" else before
+    return {"method": method, "before": before, "after": after}
+
+
+def say_findings(audit: Audit, console: Console) -> None:
+    for finding in audit.findings:
+        if finding.severity != "info":
+            console.say(f"{finding.severity}: {finding.title}")
+
+
+def close_session(journal: Journal, reason: str) -> None:
+    """Write how this session ended, if it began; a full disk must not hide the first error."""
+    kinds = [event["event"] for event in journal.events]
+    if kinds.count("session_started") > kinds.count("session_ended"):
+        try:
+            journal.append("session_ended", reason=reason)
+        except Exception:
+            if reason != "failed":
+                raise
+
+
+def resume_command(command: str | None, folder: Path) -> str:
+    command = command or "automl search"
+    for word in (" --resume", " --overwrite"):
+        command = command.replace(word, "")
+    name = "" if "--name" in command else f" --name {folder.name}"
+    return f"{command}{name} --resume"
+
+
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "packages": versions(),
+        "git": git_commit(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, if this is a checkout and git is there."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
