@@ -304,6 +304,10 @@ TABLES: dict[str, tuple[bytes, tuple[str, object]]] = {
         b"image,label\n" + PLAIN.replace("a", "../a").replace("b", "/b").encode(),
         ("UsageError", "refused"),
     ),
+    "labels_are_text": (
+        HEAD.replace(",0", "," + "report " * 30).encode(),
+        ("UsageError", "text, not"),
+    ),
     "labels_are_numbers": (
         b"image,label\n"
         + "".join(f"{n}{i},0.{i}{ord(n)}\n" for n in "ab" for i in range(6)).encode(),

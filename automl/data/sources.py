@@ -22,6 +22,7 @@ from automl.records import Dataset, Finding, Sample
 
 MIN_CLASS_IMAGES = 3
 MAX_CLASSES = 200
+MAX_LABEL_LENGTH = 100
 TABLE_EXTENSIONS = {".csv", ".tsv", ".txt"}
 RASTER_EXTENSIONS = frozenset().union(
     *(extensions for name, extensions in EXTENSIONS.items() if name != "DICOM")
@@ -317,6 +318,12 @@ def finish_dataset(
         raise UsageError(
             f"{where} gives {len(counts)} different labels for {len(samples)} images ({first} …): "
             "not classes. Name the column of the class with --label-column."
+        )
+    long = [label for label in counts if len(label) > MAX_LABEL_LENGTH]
+    if long:
+        raise UsageError(
+            f"{where} gives labels of up to {max(map(len, long))} characters ({long[0][:40]!r} …): "
+            "text, not classes. Name the column of the class with --label-column."
         )
     classes, positive = order_classes(counts, config.positive)
     listed = ", ".join(f"{label!r} ({counts[label]})" for label in classes)
