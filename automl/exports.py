@@ -1,7 +1,6 @@
 """Further formats of a finished run's model, proved on the images of its own test set."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from automl.data.pixels import scan_images
 from automl.data.sources import cache_folder, load_dataset
 from automl.data.split import read_split
 from automl.errors import AutomlError, DataError
-from automl.reporting.page import read_report
-from automl.reporting.render import render_report, write_text
+from automl.pipeline import load_run, write_report
 from automl.tracking.journal import FILE_NAME, Journal, read_journal
 
 # Enough to see every range of activations that int8 has to cover.
@@ -34,7 +32,7 @@ def export_run(folder: Path, formats: list[str], console: Console) -> list[dict[
         UsageError: an unknown format, or one whose converter is missing.
         ModelError: the run has no model, or an export cannot be run.
     """
-    report = read_report(folder / "report.json")
+    report = load_run(folder).report
     try:
         proof = gather_images(folder, console)
     except AutomlError as error:
@@ -50,8 +48,7 @@ def export_run(folder: Path, formats: list[str], console: Console) -> list[dict[
     report["cost"]["exports"] = kept + [
         {key: result[key] for key in ("format", "mb", "parity")} for result in results
     ]
-    write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    render_report(report, folder)
+    write_report(folder, report)
     return results
 
 
