@@ -28,10 +28,10 @@ def colour(heat: np.ndarray) -> np.ndarray:
 
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Heat painted over the image, which stays visible: uint8 (n, h, w, 3).
+    """Heat painted over the image, which stays visible: uint8 (h, w, 3), or (n, h, w, 3).
 
     The hotter, the more opaque; where there is no heat the image is untouched.
-    ``pixels`` is uint8 (n, h, w, 3), ``heat`` (n, h, w).
+    ``pixels`` is uint8 of that shape, ``heat`` (h, w), or (n, h, w).
     """
     cover = STRONGEST_COVER * np.clip(heat, 0, 1)[..., None]
     mixed = pixels * (1 - cover) + colour(heat) * cover

@@ -24,7 +24,7 @@ FEATURE_MAP = "out_relu"
 def grad_cam(
     model: keras.Model,
     pixels: np.ndarray,
-    class_index: int = 1,
+    class_index: int | np.ndarray = 1,
     layer: str = FEATURE_MAP,
     batch_size: int = 32,
 ) -> np.ndarray:
@@ -33,7 +33,8 @@ def grad_cam(
     Args:
         model: a finished model with layers ``layer`` and "logits" (see search/model.py).
         pixels: (n, S, S, 3) in 0–255, any numeric type.
-        class_index: whose logit; for a model with one logit, 1 is that logit and 0 its negative.
+        class_index: whose logit, one for all or one for each image, int (n,); for a model with
+            one logit, 1 is that logit and 0 its negative.
         layer: the feature map; an earlier one is finer and says less.
     """
     inner = keras.Model(
@@ -41,27 +42,27 @@ def grad_cam(
     )
     offset = channel_means(model) if layer == FEATURE_MAP else 0.0
 
+    indices = np.broadcast_to(class_index, len(pixels))
+    maps = [np.zeros((0, *pixels.shape[1:3]), np.float32)]
     # Eager: tracing this graph takes longer than the few dozen images that maps are made for.
-    def heat_of(batch: tf.Tensor) -> tf.Tensor:
+    for start in range(0, len(pixels), batch_size):
+        batch = tf.constant(pixels[start : start + batch_size], tf.float32)
+        chosen = indices[start : start + batch_size]
         with tf.GradientTape() as tape:
             # Nothing may be trainable here, and then only what is watched is recorded.
             tape.watch(batch)
             features, logits = inner(batch, training=False)
             if logits.shape[1] == 1:
-                score = logits[:, 0] if class_index == 1 else -logits[:, 0]
+                score = logits[:, 0] * tf.constant(np.where(chosen == 1, 1.0, -1.0), tf.float32)
             else:
-                score = logits[:, class_index]
+                score = tf.gather(logits, chosen, batch_dims=1)
         gradient = tape.gradient(score, features)
         weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
         heat = tf.nn.relu(tf.reduce_sum(weights * (features - offset), axis=-1))
         heat = tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True))
-        return tf.image.resize(heat[..., None], tf.shape(batch)[1:3], method="bilinear")[..., 0]
-
-    maps = [
-        heat_of(tf.constant(pixels[start : start + batch_size], tf.float32)).numpy()
-        for start in range(0, len(pixels), batch_size)
-    ]
-    return np.concatenate(maps) if maps else np.zeros((0, *pixels.shape[1:3]), np.float32)
+        resized = tf.image.resize(heat[..., None], pixels.shape[1:3], method="bilinear")
+        maps.append(resized[..., 0].numpy())
+    return np.concatenate(maps)
 
 
 def channel_means(model: keras.Model) -> np.ndarray | float:
@@ -92,9 +93,15 @@ def randomised_copy(model: keras.Model, seed: int = 0) -> keras.Model:
 
 
 def check_saliency(
-    model: keras.Model, pixels: np.ndarray, class_index: int = 1, seed: int = 0
+    model: keras.Model,
+    pixels: np.ndarray,
+    class_index: int | np.ndarray | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The numbers that belong beside heat maps.
+
+    ``class_index`` is as in `grad_cam`; None is the positive class of two, and of more each
+    image's most probable one.
 
     Returns:
         ``{"images": n, "sanity": {"correlation_randomised": r}, "outside_share": share}``: mean
@@ -102,6 +109,9 @@ def check_saliency(
         learned; near 1: they only trace the image) and mean share of the heat outside the head
         (None where there is no heat at all).
     """
+    if class_index is None:
+        probabilities = model.predict(np.asarray(pixels, np.float32), verbose=0)
+        class_index = probabilities.argmax(axis=1) if probabilities.shape[1] > 2 else 1
     heat = grad_cam(model, pixels, class_index)
     shuffled = grad_cam(randomised_copy(model, seed), pixels, class_index)
     correlation = rank_correlation(heat, shuffled)
