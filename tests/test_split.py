@@ -1,5 +1,6 @@
 """Whole groups, fair shares, the same answer every time, and honest counts of what leaks."""
 
+import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scans import bare_scan, make_dataset, make_twins
 
 from automl.config import SearchConfig
-from automl.data.assign import exact_counts
+from automl.data.assign import assign_units, exact_counts
 from automl.data.split import (
     describe_groups,
     make_split,
@@ -157,6 +158,32 @@ def test_few_patients_are_divided_so_that_every_part_has_every_class() -> None:
     split = split_by(make_dataset(labels, groups), plain(49))
     for name in SPLITS:
         assert {labels[row] for row in split.rows(name)} == {"sick", "well"}
+
+
+def test_a_split_is_found_wherever_trying_all_of_them_finds_one() -> None:
+    random = np.random.default_rng(0)
+    shares = {"train": 0.7, "val": 0.15, "test": 0.15}
+    solved = 0
+    while solved < 25:
+        counts = random.integers(0, (6, 4), size=(6, 2)) * (random.random((6, 2)) < 0.8)
+        counts = counts[counts.sum(axis=1) > 0]
+        possible = any(
+            all((counts[np.array(parts) == part].sum(axis=0) >= 2).all() for part in range(3))
+            for parts in itertools.product(range(3), repeat=len(counts))
+        )
+        if not possible:
+            continue
+        solved += 1
+        targets = np.concatenate([np.repeat((0, 1), count) for count in counts])
+        ends = np.cumsum(counts.sum(axis=1))
+        units = [
+            (f"unit {end}", list(range(end - size, end)))
+            for end, size in zip(ends, counts.sum(axis=1), strict=True)
+        ]
+        found = {name: np.zeros(2, dtype=int) for name in shares}
+        for rows, name in assign_units(units, targets, 2, shares, {}, seed=0):
+            found[name] += np.bincount(targets[rows], minlength=2)
+        assert all((count >= 2).all() for count in found.values()), counts.tolist()
 
 
 def test_a_class_in_too_few_groups_is_refused_with_the_number_needed() -> None:

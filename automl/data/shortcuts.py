@@ -8,6 +8,7 @@ across groups, says how far that would carry.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,7 @@ def fit_predict(
     """Probabilities (m, k) for ``test`` (m, d) of shallow trees fitted on ``train`` (n, d)."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.tree import DecisionTreeClassifier
+    from threadpoolctl import threadpool_limits
 
     leaf = int(np.clip(len(train) // 50, 3, 20))
     if boosted:
@@ -197,9 +199,12 @@ def fit_predict(
         )
     else:
         model = DecisionTreeClassifier(max_depth=MAX_DEPTH, min_samples_leaf=leaf, random_state=0)
-    model.fit(train, targets)
     probabilities = np.zeros((len(test), n_classes))
-    probabilities[:, model.classes_] = model.predict_proba(test)
+    # OpenMP threads wait for one another by spinning: where another process has the second
+    # core, boosting on two takes a hundred times as long as on one.
+    with threadpool_limits(1, user_api="openmp") if boosted else nullcontext():
+        model.fit(train, targets)
+        probabilities[:, model.classes_] = model.predict_proba(test)
     return probabilities
 
 

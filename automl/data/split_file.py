@@ -163,4 +163,4 @@ def neutral_cell(text: str) -> str:
 
 def plain_cell(text: str) -> str:
     """What :func:`neutral_cell` was given."""
-    return text[1:] if text[:1] == "'" and text[1:2] in FORMULA_STARTS else text
+    return text.removeprefix("'")
