@@ -40,7 +40,7 @@ def make_events(
 
     def add(event: str, **values: Any) -> None:
         nonlocal clock
-        clock += 0.25
+        clock += 0.25 + values.get("seconds", 0.0)
         events.append({"event": event, "time": round(clock, 3), **values})
 
     add(
@@ -72,7 +72,6 @@ def make_events(
             for configuration in chosen:
                 trial = f"{configuration:04d}-{number}"
                 run_trial(add, trial, configuration, bracket, number, done, epochs, scores)
-                clock += (epochs - done) * 2.0
             done = epochs
     best = max(scores, key=lambda trial: scores[trial])
     add("search_ended", best=best, score=scores[best], wall_seconds=160.0,
@@ -203,3 +202,44 @@ def write_placeholder_model(folder: Path) -> None:
     info = {"name": "heads", "classes": CLASSES, "threshold": 0.4, "temperature": 1.3,
             "versions": {"tensorflow": "2.21.0"}}  # fmt: skip
     (extra / "automl.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def read_store(uri: str, search: str = "a" * 32, experiment: str = "automl") -> dict[str, Any]:
+    """All that a store tells of a search, without the ids that the store itself gives."""
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    runs = client.search_runs(
+        [experiment_id], f"tags.\"automl.run_id\" = '{search}'", max_results=500
+    )
+    names = {run.info.run_id: run.data.tags.get("automl.configuration", "search") for run in runs}
+    assert len(set(names.values())) == len(names), "a configuration has two runs"
+    content: dict[str, Any] = {}
+    for run in runs:
+        tags = dict(run.data.tags)
+        if "mlflow.parentRunId" in tags:
+            tags["mlflow.parentRunId"] = names[tags["mlflow.parentRunId"]]
+        points = sorted(
+            (point.key, point.step, point.timestamp, point.value)
+            for key in run.data.metrics
+            for point in client.get_metric_history(run.info.run_id, key)
+        )
+        content[names[run.info.run_id]] = {
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "start": run.info.start_time,
+            "end": run.info.end_time,
+            "params": dict(run.data.params),
+            "tags": tags,
+            "points": points,
+            "data": [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs],
+            "files": sorted(item.path for item in client.list_artifacts(run.info.run_id)),
+        }
+    models = client.search_logged_models([experiment_id])
+    content["models"] = sorted(
+        (model.name, model.status.name, model.tags["automl.model"], names[model.source_run_id])
+        for model in models
+        if model.source_run_id in names
+    )
+    return content

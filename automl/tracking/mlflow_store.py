@@ -8,9 +8,11 @@ import fcntl
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -21,10 +23,10 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from automl.errors import UsageError
-from automl.tracking.replay import PARENT, TrackedRun, shorten
+from automl.tracking.replay import FAILURE_NOTE, PARENT, TrackedRun, shorten
 
-# In MLflow's own validation: 1,000 metrics, 100 params and 100 tags in a batch.
-BATCH_METRICS, BATCH_OTHERS = 1000, 100
+# MLflow takes 100 params and 100 tags in a batch, and 1,000 things in all.
+BATCH_METRICS, BATCH_OTHERS = 800, 100
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def mlflow_environment(uri: str, timeout: int) -> Iterator[str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
     if parts.scheme in ("http", "https") and "@" in parts.netloc:
         secret, _, host = parts.netloc.rpartition("@")
@@ -59,7 +62,10 @@ def mlflow_environment(uri: str, timeout: int) -> Iterator[str]:
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield uri
+        with warnings.catch_warnings():
+            # What MLflow warns itself of is nothing that a user could change.
+            warnings.simplefilter("ignore")
+            yield uri
     finally:
         logger.setLevel(level)
         for name, value in before.items():
@@ -120,12 +126,17 @@ class Known:
     points: int
     digest: str
     status: str
+    end_time: int | None
 
     @classmethod
     def of(cls, run: Run) -> "Known":
         tags = run.data.tags
         points = int(tags.get("automl.points", 0))
-        return cls(run, points, tags.get("automl.digest", ""), run.info.status)
+        return cls(run, points, tags.get("automl.digest", ""), run.info.status, run.info.end_time)
+
+    def agrees_with(self, wanted: TrackedRun) -> bool:
+        ended = wanted.end_time is None or self.end_time == wanted.end_time
+        return self.digest == wanted.digest and self.status == wanted.status and ended
 
 
 class Mirror:
@@ -174,19 +185,15 @@ class Mirror:
         outcome = "updated"
         if known is None:
             known, outcome = self.create(wanted), "created"
+        elif known.agrees_with(wanted):
+            return None
         if known.digest != wanted.digest:
             self._write_data(known, wanted)
-        elif known.status == wanted.status:
-            return None
         self._write_status(known, wanted)
-        if known.digest != wanted.digest:
-            # Written last: until then the run counts as unfinished work.
-            self.client.set_tag(known.run.info.run_id, "automl.digest", wanted.digest)
-            known.digest = wanted.digest
         return outcome
 
     def create(self, wanted: TrackedRun) -> Known:
-        """Make the run with no more than what it is found by."""
+        """Make the run with what it is found by."""
         tags = {
             name: wanted.tags[name]
             for name in ("automl.run_id", "automl.kind", "automl.configuration")
@@ -201,43 +208,59 @@ class Mirror:
         return known
 
     def _write_data(self, known: Known, wanted: TrackedRun) -> None:
-        """Params that are missing, points after those sent, tags with their count; in this order.
+        """Params that are missing, points after those sent, tags; one call if it all fits.
 
-        A point sent twice is stored once, since its time is the journal's.
+        Within a call MLflow writes tags last, and so the digest: without it the run counts as
+        unfinished. A point sent twice is stored once, since its time is the journal's.
         """
         run_id = known.run.info.run_id
-        held = known.run.data.params
-        params = [Param(name, value) for name, value in wanted.params.items() if name not in held]
-        for start in range(0, len(params), BATCH_OTHERS):
-            self.client.log_batch(run_id, params=params[start : start + BATCH_OTHERS])
-        points = wanted.points[known.points :]
-        metrics = [Metric(p.name, p.value, p.timestamp, p.step) for p in points]
-        for start in range(0, len(metrics), BATCH_METRICS):
-            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_METRICS])
-        known.points = max(known.points, len(wanted.points))
-        tags = {**wanted.tags, "automl.points": str(known.points)}
-        kept = {*tags, "automl.digest", "automl.artifacts"}
-        gone = [
-            name
-            for name in known.run.data.tags
-            if name.startswith(("automl.", "best.")) and name not in kept
-        ]
+        held = known.run.data.tags
+        gone = [name for name in held if _is_ours(name, held[name]) and name not in wanted.tags]
         for name in gone:
             self.client.delete_tag(run_id, name)
-            del known.run.data.tags[name]
-        items = [RunTag(name, value) for name, value in tags.items()]
-        for start in range(0, len(items), BATCH_OTHERS):
-            self.client.log_batch(run_id, tags=items[start : start + BATCH_OTHERS])
-        known.run.data.tags.update(tags)
-        known.run.data.params.update({param.key: param.value for param in params})
+            del held[name]
+        points = max(known.points, len(wanted.points))
+        tags = {**wanted.tags, "automl.points": str(points), "automl.digest": wanted.digest}
+        params = {k: v for k, v in wanted.params.items() if k not in known.run.data.params}
+        batches = zip_longest(
+            batched([Param(*item) for item in params.items()], BATCH_OTHERS),
+            batched(
+                [
+                    Metric(p.name, p.value, p.timestamp, p.step)
+                    for p in wanted.points[known.points :]
+                ],
+                BATCH_METRICS,
+            ),
+            fillvalue=[],
+        )
+        *earlier, last = list(batches) or [([], [])]
+        for some_params, some_metrics in earlier:
+            self.client.log_batch(run_id, params=some_params, metrics=some_metrics)
+        items = [RunTag(*item) for item in tags.items()]
+        self.client.log_batch(run_id, params=last[0], metrics=last[1], tags=items[-BATCH_OTHERS:])
+        held.update(tags)
+        known.run.data.params.update(params)
+        known.points, known.digest = points, wanted.digest
 
     def _write_status(self, known: Known, wanted: TrackedRun) -> None:
-        if wanted.status == "RUNNING":
-            if known.status != "RUNNING":
-                self.client.update_run(known.run.info.run_id, status="RUNNING")
-        else:
+        """MLflow has no way to take an end time back; a run that goes on keeps the old one."""
+        if wanted.status != "RUNNING":
             self.client.set_terminated(known.run.info.run_id, wanted.status, wanted.end_time)
-        known.status = wanted.status
+        elif known.status != "RUNNING":
+            self.client.update_run(known.run.info.run_id, status="RUNNING")
+        known.status, known.end_time = wanted.status, wanted.end_time
+
+
+def _is_ours(tag: str, value: str) -> bool:
+    """Whether a tag is written by ``replay``, and so to be removed once it no longer holds."""
+    if tag in ("automl.points", "automl.digest", "automl.artifacts"):
+        return False
+    note = tag == "mlflow.note.content" and value.startswith(FAILURE_NOTE)
+    return note or tag.startswith(("automl.", "best."))
+
+
+def batched(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def log_dataset(mirror: Mirror, start: dict[str, Any]) -> bool:

@@ -27,6 +27,7 @@ SHORT_NAMES = {
 }
 # MLflow's own limits are 6,000 characters for a param and 8,000 for a tag.
 TEXT_LIMIT = 5000
+FAILURE_NOTE = "Failed"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def _child(
         tags["automl.reason"] = str(outcome.get("reason") or "unknown")
         message = shorten(outcome.get("message") or "")
         tags["automl.message"] = message
-        tags["mlflow.note.content"] = f"Failed ({tags['automl.reason']}) in trial {last['trial']}."
+        reason = f"({tags['automl.reason']}) in trial {last['trial']}."
+        tags["mlflow.note.content"] = f"{FAILURE_NOTE} {reason}"
         if message:
             tags["mlflow.note.content"] += f"\n\n    {message.replace(chr(10), chr(10) + '    ')}"
     ended_at = outcome["time"] if outcome else _last_time(item, last)
