@@ -152,18 +152,27 @@ def audit_part() -> dict[str, Any]:
     return {
         "findings": [
             finding(
-                "near_duplicates", "warning",
-                "1,354 images (36 %) have a near-copy at correlation 0.98 or more.", 1354,
+                "near_duplicates",
+                "warning",
+                "1,354 images (36 %) have a near-copy at correlation 0.98 or more.",
+                1354,
                 ["Image17.jpg", "Image18.jpg", "Image402.jpg"],
                 "Keep each group on one side of the split (done), and count groups, not images.",
             ),
             finding(
-                "label_conflict", "warning",
-                "4 pairs of near-copies carry different labels.", 4,
-                ["Image944.jpg", "Image951.jpg"], "Ask who labelled them, and correct or drop them.",
+                "label_conflict",
+                "warning",
+                "4 pairs of near-copies carry different labels.",
+                4,
+                ["Image944.jpg", "Image951.jpg"],
+                "Ask who labelled them, and correct or drop them.",
             ),
             finding(
-                "one_size", "info", "All images are 240x240 pixels.", 3762, [],
+                "one_size",
+                "info",
+                "All images are 240x240 pixels.",
+                3762,
+                [],
                 "Nothing to do; the originals were probably resized before they were shared.",
             ),
         ],
@@ -176,19 +185,26 @@ def audit_part() -> dict[str, Any]:
             "byte_identical": {"groups": 12, "images": 25},
             "pairs": [
                 {
-                    "a": f"Image{17 + i}.jpg", "b": f"Image{18 + i}.jpg",
-                    "correlation": 0.9991 - i * 0.0041, "kind": kind,
-                    "picture_a": f"twin_{i}_a.jpg", "picture_b": f"twin_{i}_b.jpg",
+                    "a": f"Image{17 + i}.jpg",
+                    "b": f"Image{18 + i}.jpg",
+                    "correlation": 0.9991 - i * 0.0041,
+                    "kind": kind,
+                    "picture_a": f"twin_{i}_a.jpg",
+                    "picture_b": f"twin_{i}_b.jpg",
                 }
                 for i, kind in enumerate(("near", "near", "flipped", "rotated"))
             ],
             "neighbours": 2210,
         },
         "shortcuts": {
-            "auc": 0.741, "low": 0.699, "high": 0.782,
+            "auc": 0.741,
+            "low": 0.699,
+            "high": 0.782,
             "properties": [
-                {"name": "bytes", "auc": 0.702}, {"name": "foreground", "auc": 0.661},
-                {"name": "mean", "auc": 0.623}, {"name": "std", "auc": 0.588},
+                {"name": "bytes", "auc": 0.702},
+                {"name": "foreground", "auc": 0.661},
+                {"name": "mean", "auc": 0.623},
+                {"name": "std", "auc": 0.588},
                 {"name": "width", "auc": 0.5},
             ],
         },
@@ -198,8 +214,13 @@ def audit_part() -> dict[str, Any]:
 
 def finding(check: str, severity: str, title: str, count: int, examples: list[str], remedy: str):
     return {
-        "check": check, "severity": severity, "title": title, "count": count,
-        "examples": examples, "remedy": remedy, "detail": {},
+        "check": check,
+        "severity": severity,
+        "title": title,
+        "count": count,
+        "examples": examples,
+        "remedy": remedy,
+        "detail": {},
     }
 
 
@@ -222,7 +243,7 @@ def search_part() -> dict[str, Any]:
             alive.append((configuration, params, quality))
             configuration += 1
         start = 0
-        for round_number, (size, epochs) in enumerate(rungs):
+        for round_number, (_, epochs) in enumerate(rungs):
             for index, params, quality in alive:
                 failed = number == 5
                 score = 0.995 - 0.07 / (epochs**0.6) + quality * 0.7
@@ -230,19 +251,26 @@ def search_part() -> dict[str, Any]:
                 elapsed += seconds
                 rows.append(
                     {
-                        "number": number, "trial": f"{index:04d}-{round_number}",
-                        "configuration": index, "bracket": bracket, "round": round_number,
-                        "initial_epoch": start, "epochs": epochs,
+                        "number": number,
+                        "trial": f"{index:04d}-{round_number}",
+                        "configuration": index,
+                        "bracket": bracket,
+                        "round": round_number,
+                        "initial_epoch": start,
+                        "epochs": epochs,
                         "status": "failed" if failed else "completed",
                         "score": None if failed else round(float(min(score, 0.9931)), 5),
-                        "seconds": round(seconds, 2), "elapsed": round(elapsed, 2),
+                        "seconds": round(seconds, 2),
+                        "elapsed": round(elapsed, 2),
                         "reason": "nan" if failed else None,
                         "message": "The loss became NaN in epoch 1." if failed else None,
                         "params": params,
                     }
                 )
                 number += 1
-            scores = {row["configuration"]: row["score"] or 0 for row in rows if row["bracket"] == bracket}
+            scores = {
+                row["configuration"]: row["score"] or 0 for row in rows if row["bracket"] == bracket
+            }
             keep = rungs[round_number + 1][0] if round_number + 1 < len(rungs) else 0
             alive = sorted(alive, key=lambda item: -scores[item[0]])[:keep]
             start = epochs
@@ -254,38 +282,73 @@ def search_part() -> dict[str, Any]:
             {"name": "fine_tune_depth", "kind": "choice", "values": [0, 4, 7]},
             {"name": "head_units", "kind": "choice", "values": [0, 64, 128]},
             {"name": "dropout", "kind": "float", "low": 0.0, "high": 0.5, "sampling": "linear"},
-            {"name": "learning_rate", "kind": "float", "low": 1e-4, "high": 1e-2, "sampling": "log"},
+            {
+                "name": "learning_rate",
+                "kind": "float",
+                "low": 1e-4,
+                "high": 1e-2,
+                "sampling": "log",
+            },
         ],
         "plan": {
             "brackets": [
-                {"bracket": 2, "rungs": [
-                    {"round": 0, "epochs": 1, "size": 9}, {"round": 1, "epochs": 3, "size": 3},
-                    {"round": 2, "epochs": 9, "size": 1}]},
-                {"bracket": 1, "rungs": [
-                    {"round": 0, "epochs": 3, "size": 5}, {"round": 1, "epochs": 9, "size": 1}]},
+                {
+                    "bracket": 2,
+                    "rungs": [
+                        {"round": 0, "epochs": 1, "size": 9},
+                        {"round": 1, "epochs": 3, "size": 3},
+                        {"round": 2, "epochs": 9, "size": 1},
+                    ],
+                },
+                {
+                    "bracket": 1,
+                    "rungs": [
+                        {"round": 0, "epochs": 3, "size": 5},
+                        {"round": 1, "epochs": 9, "size": 1},
+                    ],
+                },
                 {"bracket": 0, "rungs": [{"round": 0, "epochs": 9, "size": 3}]},
             ],
-            "trials": 22, "configurations": 17, "epochs": 69,
+            "trials": 22,
+            "configurations": 17,
+            "epochs": 69,
         },
-        "trials": len(rows), "configurations": configuration, "failed": 1, "epochs": 69,
+        "trials": len(rows),
+        "configurations": configuration,
+        "failed": 1,
+        "epochs": 69,
         "wall_seconds": 431.2,
         "stages": {
-            "read images": 11.8, "audit": 9.1, "fill the cache": 34.6, "trials": 396.6,
-            "evaluate": 38.6, "export": 14.2, "report": 2.4,
+            "read images": 11.8,
+            "audit": 9.1,
+            "fill the cache": 34.6,
+            "trials": 396.6,
+            "evaluate": 38.6,
+            "export": 14.2,
+            "report": 2.4,
         },
         "cache": {
-            "hits": 41, "misses": 4, "bytes": 811_000_000, "engine": "LiteRT",
+            "hits": 41,
+            "misses": 4,
+            "bytes": 811_000_000,
+            "engine": "LiteRT",
             "images_per_second": 742.0,
         },
         "best": {
-            "number": best["number"], "trial": best["trial"], "params": best["params"],
-            "score": best["score"], "epochs": best["epochs"], "parameters": 412_770,
-            "trainable_parameters": 251_904, "macs": 29_800_000,
+            "number": best["number"],
+            "trial": best["trial"],
+            "params": best["params"],
+            "score": best["score"],
+            "epochs": best["epochs"],
+            "parameters": 412_770,
+            "trainable_parameters": 251_904,
+            "macs": 29_800_000,
         },
         "rows": rows,
         "curves": [
             {
-                "epoch": e, "round": 0 if e == 1 else 1 if e <= 3 else 2,
+                "epoch": e,
+                "round": 0 if e == 1 else 1 if e <= 3 else 2,
                 "loss": round(0.52 * 0.68 ** (e - 1) + 0.031, 4),
                 "val_loss": round(0.44 * 0.76 ** (e - 1) + 0.092 + 0.004 * max(e - 6, 0), 4),
                 "val_roc_auc": round(0.994 - 0.058 * 0.62 ** (e - 1), 4),
@@ -306,8 +369,16 @@ def search_part() -> dict[str, Any]:
 
 def binary_evaluation() -> dict[str, Any]:
     headline = metrics(0.9625, 0.9916, 0.017)
-    exact = {"balanced_accuracy": 0.9616, "precision": 0.9639, "recall": 0.9524, "f1": 0.9581,
-             "specificity": 0.9708, "mcc": 0.924, "brier": 0.0288, "log_loss": 0.1043}
+    exact = {
+        "balanced_accuracy": 0.9616,
+        "precision": 0.9639,
+        "recall": 0.9524,
+        "f1": 0.9581,
+        "specificity": 0.9708,
+        "mcc": 0.924,
+        "brier": 0.0288,
+        "log_loss": 0.1043,
+    }
     headline |= {name: interval(value, 0.021) for name, value in exact.items()}
     headline["roc_auc"] = {"value": 0.9916, "low": 0.9862, "high": 0.9958}
     headline["ece"] = {"value": 0.0214, "low": 0.013, "high": 0.034}
@@ -320,8 +391,11 @@ def binary_evaluation() -> dict[str, Any]:
     model = 0.45 * (0.985 - 0.09 * thresholds**3) - 0.02 * thresholds / (1 - thresholds) * 0.35
     return {
         "test": {
-            "images": TEST_IMAGES, "groups": 405, "group_kind": "near-duplicates",
-            "metrics": headline, "threshold": 0.431,
+            "images": TEST_IMAGES,
+            "groups": 405,
+            "group_kind": "near-duplicates",
+            "metrics": headline,
+            "threshold": 0.431,
             "confusion": [[299, 9], [12, 240]],
             "per_class": {
                 "no tumour": class_row(0.961, 0.971, 0.952, 308),
@@ -335,7 +409,8 @@ def binary_evaluation() -> dict[str, Any]:
                     "after": {"bins": bins(0.99), "ece": 0.0214},
                 },
             },
-            "temperature": 1.63, "test_evaluations": 1,
+            "temperature": 1.63,
+            "test_evaluations": 1,
             "without_twins": {"images": 389, "metrics": metrics(0.954, 0.988, 0.021)},
             "group_level": {"metrics": metrics(0.951, 0.987, 0.022)},
         },
@@ -349,18 +424,26 @@ def binary_evaluation() -> dict[str, Any]:
             "sensitivity_of_100": {"value": 95.2, "low": 92.4, "high": 97.6},
             "false_alarms_of_100": {"value": 2.9, "low": 1.3, "high": 5.0},
         },
-        "ppv_by_prevalence": [prevalence_row(p) for p in
-                              (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)],
+        "ppv_by_prevalence": [
+            prevalence_row(p)
+            for p in (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+        ],
         "decision_curve": [
-            {"threshold": round(float(t), 3), "model": round(float(m), 4),
-             "all": round(float(0.45 - 0.55 * t / (1 - t)), 4), "none": 0.0}
+            {
+                "threshold": round(float(t), 3),
+                "model": round(float(m), 4),
+                "all": round(float(0.45 - 0.55 * t / (1 - t)), 4),
+                "none": 0.0,
+            }
             for t, m in zip(thresholds, model, strict=True)
         ],
         "mistakes": [
             {
-                "image": f"Image{1201 + 37 * i}.jpg", "label": ("tumour", "no tumour")[i % 2],
+                "image": f"Image{1201 + 37 * i}.jpg",
+                "label": ("tumour", "no tumour")[i % 2],
                 "predicted": ("no tumour", "tumour")[i % 2],
-                "probability": round(0.993 - 0.031 * i, 3), "picture": f"mistake_{i}.jpg",
+                "probability": round(0.993 - 0.031 * i, 3),
+                "picture": f"mistake_{i}.jpg",
                 "saliency": f"mistake_{i}_heat.jpg",
             }
             for i in range(12)
@@ -371,28 +454,65 @@ def binary_evaluation() -> dict[str, Any]:
             "false_alarm": [example(i, "no tumour", "tumour", "false") for i in range(3)],
         },
         "label_suspects": [
-            {"image": "Image944.jpg", "label": "tumour", "predicted": "no tumour",
-             "probability": 0.998, "picture": "suspect_0.jpg"},
-            {"image": "Image951.jpg", "label": "no tumour", "predicted": "tumour",
-             "probability": 0.996, "picture": "suspect_1.jpg"},
+            {
+                "image": "Image944.jpg",
+                "label": "tumour",
+                "predicted": "no tumour",
+                "probability": 0.998,
+                "picture": "suspect_0.jpg",
+            },
+            {
+                "image": "Image951.jpg",
+                "label": "no tumour",
+                "predicted": "tumour",
+                "probability": 0.996,
+                "picture": "suspect_1.jpg",
+            },
         ],
         "subgroups": [
-            {"attribute": "scanner", "value": "A", "images": 311,
-             "metric": {"value": 0.9711, "low": 0.951, "high": 0.987}, "name": "accuracy"},
-            {"attribute": "scanner", "value": "B", "images": 249,
-             "metric": {"value": 0.952, "low": 0.922, "high": 0.976}, "name": "accuracy"},
-            {"attribute": "sex", "value": "female", "images": 274,
-             "metric": {"value": 0.967, "low": 0.944, "high": 0.985}, "name": "accuracy"},
-            {"attribute": "sex", "value": "male", "images": 286,
-             "metric": {"value": 0.958, "low": 0.932, "high": 0.979}, "name": "accuracy"},
+            {
+                "attribute": "scanner",
+                "value": "A",
+                "images": 311,
+                "metric": {"value": 0.9711, "low": 0.951, "high": 0.987},
+                "name": "accuracy",
+            },
+            {
+                "attribute": "scanner",
+                "value": "B",
+                "images": 249,
+                "metric": {"value": 0.952, "low": 0.922, "high": 0.976},
+                "name": "accuracy",
+            },
+            {
+                "attribute": "sex",
+                "value": "female",
+                "images": 274,
+                "metric": {"value": 0.967, "low": 0.944, "high": 0.985},
+                "name": "accuracy",
+            },
+            {
+                "attribute": "sex",
+                "value": "male",
+                "images": 286,
+                "metric": {"value": 0.958, "low": 0.932, "high": 0.979},
+                "name": "accuracy",
+            },
         ],
         "robustness": [
-            {"name": name, "level": level,
-             "metric": interval(0.9625 - drop * step, 0.017 + 0.004 * step)}
+            {
+                "name": name,
+                "level": level,
+                "metric": interval(0.9625 - drop * step, 0.017 + 0.004 * step),
+            }
             for name, drop, levels in (
-                ("noise", 0.031, (0.02, 0.05, 0.1)), ("blur", 0.044, (0.5, 1.0, 2.0)),
-                ("gamma", 0.008, (0.8, 1.25, 1.5)), ("rotation", 0.013, (5, 10, 20)),
-                ("jpeg", 0.006, (75, 50, 25)), ("shift", 0.01, (4, 8, 16)))
+                ("noise", 0.031, (0.02, 0.05, 0.1)),
+                ("blur", 0.044, (0.5, 1.0, 2.0)),
+                ("gamma", 0.008, (0.8, 1.25, 1.5)),
+                ("rotation", 0.013, (5, 10, 20)),
+                ("jpeg", 0.006, (75, 50, 25)),
+                ("shift", 0.01, (4, 8, 16)),
+            )
             for step, level in enumerate(levels, 1)
         ],
         "saliency": {"sanity": {"correlation_randomised": 0.11}, "outside_share": 0.17},
@@ -402,8 +522,11 @@ def binary_evaluation() -> dict[str, Any]:
 
 def example(i: int, label: str, predicted: str, name: str) -> dict[str, Any]:
     return {
-        "image": f"Image{310 + 53 * i}.jpg", "label": label, "predicted": predicted,
-        "probability": round(0.97 - 0.06 * i, 3), "picture": f"{name}_{i}.jpg",
+        "image": f"Image{310 + 53 * i}.jpg",
+        "label": label,
+        "predicted": predicted,
+        "probability": round(0.97 - 0.06 * i, 3),
+        "picture": f"{name}_{i}.jpg",
         "saliency": f"{name}_{i}_heat.jpg",
     }
 
@@ -411,8 +534,11 @@ def example(i: int, label: str, predicted: str, name: str) -> dict[str, Any]:
 def class_row(precision: float, recall: float, specificity: float, support: int) -> dict[str, Any]:
     f1 = 2 * precision * recall / (precision + recall)
     return {
-        "precision": interval(precision, 0.023), "recall": interval(recall, 0.022),
-        "specificity": interval(specificity, 0.022), "f1": interval(f1, 0.02), "support": support,
+        "precision": interval(precision, 0.023),
+        "recall": interval(recall, 0.022),
+        "specificity": interval(specificity, 0.022),
+        "f1": interval(f1, 0.02),
+        "support": support,
     }
 
 
@@ -429,18 +555,27 @@ def bins(slope: float) -> list[dict[str, float]]:
         mean = 0.05 + 0.1 * i
         observed = float(np.clip(0.5 + (mean - 0.5) * slope + 0.02 * np.sin(5 * i), 0, 1))
         half = 1.96 * (0.25 / count) ** 0.5 * 0.8
-        rows.append({
-            "low": round(0.1 * i, 1), "high": round(0.1 * (i + 1), 1), "mean": round(mean, 3),
-            "observed": round(observed, 4), "count": count,
-            "ci_low": round(max(observed - half, 0), 4), "ci_high": round(min(observed + half, 1), 4),
-        })
+        rows.append(
+            {
+                "low": round(0.1 * i, 1),
+                "high": round(0.1 * (i + 1), 1),
+                "mean": round(mean, 3),
+                "observed": round(observed, 4),
+                "count": count,
+                "ci_low": round(max(observed - half, 0), 4),
+                "ci_high": round(min(observed + half, 1), 4),
+            }
+        )
     return rows
 
 
 def policy(name: str, threshold: float, *values: float) -> dict[str, Any]:
     names = ("sensitivity", "specificity", "ppv", "npv")
-    return {"policy": name, "threshold": threshold,
-            **{key: interval(value, 0.024) for key, value in zip(names, values, strict=True)}}
+    return {
+        "policy": name,
+        "threshold": threshold,
+        **{key: interval(value, 0.024) for key, value in zip(names, values, strict=True)},
+    }
 
 
 def prevalence_row(prevalence: float, sensitivity: float = 0.9524, specificity: float = 0.9708):
@@ -448,8 +583,11 @@ def prevalence_row(prevalence: float, sensitivity: float = 0.9524, specificity: 
     false = (1 - specificity) * (1 - prevalence)
     missed = (1 - sensitivity) * prevalence
     clear = specificity * (1 - prevalence)
-    return {"prevalence": prevalence, "ppv": round(true / (true + false), 4),
-            "npv": round(clear / (clear + missed), 4)}
+    return {
+        "prevalence": prevalence,
+        "ppv": round(true / (true + false), 4),
+        "npv": round(clear / (clear + missed), 4),
+    }
 
 
 def minimal_report() -> dict[str, Any]:
@@ -458,21 +596,43 @@ def minimal_report() -> dict[str, Any]:
     test = full["evaluation"]["test"]
     return {
         "schema_version": 1,
-        "run": {"name": "tiny", "created": CREATED, "command": "python run_search.py",
-                "preset": "smoke", "seed": 0, "synthetic": True, "weights": "none"},
-        "dataset": {"name": "sample", "kind": "sample", "images": 240,
-                    "classes": {"healthy": 120, "lesion": 120}, "positive": "lesion",
-                    "synthetic": True},
+        "run": {
+            "name": "tiny",
+            "created": CREATED,
+            "command": "python run_search.py",
+            "preset": "smoke",
+            "seed": 0,
+            "synthetic": True,
+            "weights": "none",
+        },
+        "dataset": {
+            "name": "sample",
+            "kind": "sample",
+            "images": 240,
+            "classes": {"healthy": 120, "lesion": 120},
+            "positive": "lesion",
+            "synthetic": True,
+        },
         "audit": {"findings": []},
         "split": {"train": 168, "val": 36, "test": 36, "leaking_pairs": 0},
         "search": {
-            "objective": "roc_auc", "trials": 1, "configurations": 1, "failed": 0, "epochs": 1,
+            "objective": "roc_auc",
+            "trials": 1,
+            "configurations": 1,
+            "failed": 0,
+            "epochs": 1,
             "wall_seconds": 8.4,
             "best": {"number": 0, "params": {"learning_rate": 1e-3}, "score": 0.81},
         },
-        "evaluation": {"test": {
-            "images": 36, "metrics": test["metrics"], "threshold": 0.5,
-            "confusion": [[15, 3], [4, 14]], "test_evaluations": 1}},
+        "evaluation": {
+            "test": {
+                "images": 36,
+                "metrics": test["metrics"],
+                "threshold": 0.5,
+                "confusion": [[15, 3], [4, 14]],
+                "test_evaluations": 1,
+            }
+        },
         "baselines": {},
         "cost": {},
         "environment": {},
@@ -485,21 +645,35 @@ def four_class_report() -> dict[str, Any]:
     names = ["glioma", "meningioma", "no tumour", "pituitary"]
     report["run"]["name"] = "four-classes"
     report["dataset"].update(
-        name="four-classes", kind="split_folders", positive=None,
+        name="four-classes",
+        kind="split_folders",
+        positive=None,
         classes=dict(zip(names, (926, 937, 1001, 898), strict=True)),
         grid={name: [f"grid_{i % 2}_{j}.jpg" for j in range(8)] for i, name in enumerate(names)},
     )
     counts = {name: 140 for name in names}
     report["split"]["classes"] = {
-        "train": {n: 660 for n in names}, "val": {n: 141 for n in names}, "test": counts}
+        "train": {n: 660 for n in names},
+        "val": {n: 141 for n in names},
+        "test": counts,
+    }
     report["split"]["balance"] = {
-        "method": "oversample", "before": {n: 660 for n in names}, "after": {n: 660 for n in names}}
+        "method": "oversample",
+        "before": {n: 660 for n in names},
+        "after": {n: 660 for n in names},
+    }
     evaluation = report["evaluation"]
     evaluation["test"]["confusion"] = [
-        [128, 9, 2, 1], [8, 121, 6, 5], [0, 3, 136, 1], [1, 2, 0, 137]]
+        [128, 9, 2, 1],
+        [8, 121, 6, 5],
+        [0, 3, 136, 1],
+        [1, 2, 0, 137],
+    ]
     recalls = (0.914, 0.864, 0.971, 0.979)
     evaluation["test"]["per_class"] = {
-        name: class_row(0.93, recall, 0.97, 140) for name, recall in zip(names, recalls, strict=True)}
+        name: class_row(0.93, recall, 0.97, 140)
+        for name, recall in zip(names, recalls, strict=True)
+    }
     for key in ("thresholds", "ppv_by_prevalence", "decision_curve"):
         evaluation[key] = []
     evaluation["test"]["threshold"] = None
@@ -550,8 +724,13 @@ def draw_head(rng: np.random.Generator, size: int, lesion: bool, heat: bool) -> 
     ellipse(0.5, 0.5, wide - 0.055, 0.385, 105)
     for _ in range(26):
         angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.16, 0.3)
-        ellipse(0.5 + 0.85 * radius * np.cos(angle), 0.5 + radius * np.sin(angle),
-                rng.uniform(0.02, 0.05), rng.uniform(0.02, 0.05), int(rng.integers(85, 140)))
+        ellipse(
+            0.5 + 0.85 * radius * np.cos(angle),
+            0.5 + radius * np.sin(angle),
+            rng.uniform(0.02, 0.05),
+            rng.uniform(0.02, 0.05),
+            int(rng.integers(85, 140)),
+        )
     ellipse(0.455, 0.47, 0.03, 0.11, 38)
     ellipse(0.545, 0.47, 0.03, 0.11, 38)
     x, y = 0.5 + rng.choice([-1, 1]) * rng.uniform(0.12, 0.2), rng.uniform(0.34, 0.64)

@@ -47,7 +47,13 @@ CLAIM: tuple[Item, ...] = (
     (33, "Testing on external data", PARTLY, "external", "evaluation.external"),
     (34, "Trial registration", AUTHOR, "", ""),
     (35, "Numbers included and excluded", FULL, "data", "audit.findings"),
-    (36, "Characteristics of the cases in each partition", PARTLY, "subgroups", "evaluation.subgroups"),
+    (
+        36,
+        "Characteristics of the cases in each partition",
+        PARTLY,
+        "subgroups",
+        "evaluation.subgroups",
+    ),
     (37, "Performance with uncertainty", FULL, "test", ""),
     (38, "Diagnostic performance and its precision", FULL, "thresholds", "evaluation.thresholds"),
     (39, "Failure analysis", FULL, "mistakes", "evaluation.mistakes"),
@@ -110,8 +116,13 @@ def fill_item(report: dict[str, Any], prefix: str, item: Item) -> dict[str, Any]
     missing = status == AUTHOR or (part and not has_part(report, part))
     if missing:
         status = AUTHOR if answer else "missing"
-    return {"number": number, "text": text, "status": status,
-            "anchor": "" if missing else anchor, "answer": answer}
+    return {
+        "number": number,
+        "text": text,
+        "status": status,
+        "anchor": "" if missing else anchor,
+        "answer": answer,
+    }
 
 
 def has_part(report: dict[str, Any], path: str) -> bool:

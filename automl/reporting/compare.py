@@ -66,7 +66,10 @@ def write_index(reports_dir: Path) -> Path:
             unreadable.append({"name": folder.name, "message": "The search has not finished."})
     runs.sort(key=lambda run: run["report"]["run"]["created"], reverse=True)
     page = render_page(
-        "index.html", title="automl: all runs", runs=runs, unreadable=unreadable,
+        "index.html",
+        title="automl: all runs",
+        runs=runs,
+        unreadable=unreadable,
         rendered_at=stamp(None),
     )
     return write_text(reports_dir / "index.html", page)
@@ -96,13 +99,16 @@ def metric_row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     cells = []
     for run in runs:
         item, difference = run["metrics"].get(name), run["differences"].get(name)
-        cells.append({
-            "value": number(item["value"] if item else None),
-            "span": span(item),
-            "difference": signed(difference),
-            "settled": bool(difference) and difference["low"] is not None
-            and difference["low"] * difference["high"] > 0,
-        })
+        cells.append(
+            {
+                "value": number(item["value"] if item else None),
+                "span": span(item),
+                "difference": signed(difference),
+                "settled": bool(difference)
+                and difference["low"] is not None
+                and difference["low"] * difference["high"] > 0,
+            }
+        )
     return {"name": words(name), "lower": name in LOWER_IS_BETTER, "cells": cells}
 
 
@@ -118,14 +124,19 @@ def setting_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     columns = [
         {
             **run["report"]["run"]["config"],
-            **{f"best {name}": value for name, value in run["report"]["search"]["best"]["params"].items()},
+            **{
+                f"best {name}": value
+                for name, value in run["report"]["search"]["best"]["params"].items()
+            },
             "weights": run["report"]["run"]["weights"],
             "seed": run["report"]["run"]["seed"],
         }
         for run in runs
     ]
     names = dict.fromkeys(name for column in columns for name in column)
-    rows = [{"name": words(name), "values": [column.get(name) for column in columns]} for name in names]
+    rows = [
+        {"name": words(name), "values": [column.get(name) for column in columns]} for name in names
+    ]
     return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
 
 

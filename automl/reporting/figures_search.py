@@ -1,7 +1,7 @@
 """Figures of the search and of its winner."""
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from automl.reporting.figure import Figure, Panel, Series
@@ -42,14 +42,29 @@ def progress_figure(report: dict[str, Any]) -> Figure | None:
         for row, top in zip(rows, best, strict=True)
     )
     return Figure(
-        "progress", "Best so far against time",
+        "progress",
+        "Best so far against time",
         f"Step line of the best validation {objective}: {number(best[0], 4)} after "
         f"{duration(seconds[0])}, {number(best[-1], 4)} after {duration(seconds[-1])}.",
-        (Panel("lines", x_label="seconds since the start", y_label=f"validation {objective}",
-               series=(Series("each trial", seconds, [row["score"] for row in rows],
-                              style="points", colour=5),
-                       Series("best so far", seconds, best, style="step"))),),
-        ("Trial", "After", "Score", "Best so far"), table,
+        (
+            Panel(
+                "lines",
+                x_label="seconds since the start",
+                y_label=f"validation {objective}",
+                series=(
+                    Series(
+                        "each trial",
+                        seconds,
+                        [row["score"] for row in rows],
+                        style="points",
+                        colour=5,
+                    ),
+                    Series("best so far", seconds, best, style="step"),
+                ),
+            ),
+        ),
+        ("Trial", "After", "Score", "Best so far"),
+        table,
     )
 
 
@@ -66,21 +81,41 @@ def survival_figure(report: dict[str, Any]) -> Figure | None:
         rows.sort(key=lambda row: row["epochs"] or 0)
         wins = any(row["number"] == winner for row in rows)
         bracket = rows[0]["bracket"] or 0
-        series.append(Series("winner" if wins else "", [row["epochs"] for row in rows],
-                             [row["score"] for row in rows],
-                             style="line" if wins else "faint", colour=1 if wins else 0))
-        table.append((str(configuration), str(bracket),
-                      " → ".join(f"{number(row['score'], 4)} at {row['epochs']}" for row in rows)))
+        series.append(
+            Series(
+                "winner" if wins else "",
+                [row["epochs"] for row in rows],
+                [row["score"] for row in rows],
+                style="line" if wins else "faint",
+                colour=1 if wins else 0,
+            )
+        )
+        table.append(
+            (
+                str(configuration),
+                str(bracket),
+                " → ".join(f"{number(row['score'], 4)} at {row['epochs']}" for row in rows),
+            )
+        )
     series.sort(key=lambda item: item.label)
     reached = sorted({row["epochs"] for row in finished(report)})
     return Figure(
-        "survival", "Who survived which rung",
-        f"Scores of {len(chains)} configurations at {', '.join(map(str, reached))} epochs; lines join "
-        "the rungs of one configuration, and the winner is marked.",
-        (Panel("lines", x_label="epochs trained", series=tuple(series), x_log=len(reached) > 2,
-               y_label=f"validation {words(report['search']['objective'])}",
-               ticks=(tuple((epochs, str(epochs)) for epochs in reached),)),),
-        ("Configuration", "Bracket", "Score at epoch"), tuple(table),
+        "survival",
+        "Who survived which rung",
+        f"Scores of {len(chains)} configurations at {', '.join(map(str, reached))} epochs; lines "
+        "join the rungs of one configuration, and the winner is marked.",
+        (
+            Panel(
+                "lines",
+                x_label="epochs trained",
+                series=tuple(series),
+                x_log=len(reached) > 2,
+                y_label=f"validation {words(report['search']['objective'])}",
+                ticks=(tuple((epochs, str(epochs)) for epochs in reached),),
+            ),
+        ),
+        ("Configuration", "Bracket", "Score at epoch"),
+        tuple(table),
     )
 
 
@@ -111,8 +146,12 @@ def searched(report: dict[str, Any]) -> list[dict[str, Any]]:
 def parameter_rows(report: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     names = [item["name"] for item in searched(report)]
     return tuple(
-        (str(row["configuration"]), *(brief(row["params"].get(name)) for name in names),
-         str(row["epochs"]), number(row["score"], 4))
+        (
+            str(row["configuration"]),
+            *(brief(row["params"].get(name)) for name in names),
+            str(row["epochs"]),
+            number(row["score"], 4),
+        )
         for row in reversed(last_rungs(report))
     )
 
@@ -133,13 +172,23 @@ def parallel_figure(report: dict[str, Any]) -> Figure | None:
     objective = words(report["search"]["objective"])
     ends = ((0.0, number(low, 3)), (1.0, number(high, 3)))
     return Figure(
-        "parallel", "Every configuration, from settings to score",
+        "parallel",
+        "Every configuration, from settings to score",
         f"Parallel coordinates of {len(series)} configurations over "
-        f"{', '.join(words(item['name']) for item in space)} and {objective}. The winner is strong.",
-        (Panel("parallel", labels=(*(words(item["name"]) for item in space), objective),
-               ticks=(*map(axis_ticks, space), ends), series=tuple(series)),),
+        f"{', '.join(words(item['name']) for item in space)} and {objective}. "
+        "The winner is strong.",
+        (
+            Panel(
+                "parallel",
+                labels=(*(words(item["name"]) for item in space), objective),
+                ticks=(*map(axis_ticks, space), ends),
+                series=tuple(series),
+            ),
+        ),
         ("Configuration", *(words(item["name"]) for item in space), "Epochs", "Score"),
-        parameter_rows(report), wide=True, height=300,
+        parameter_rows(report),
+        wide=True,
+        height=300,
         caption="Darker paths scored better. Scores are those of the last rung each reached.",
     )
 
@@ -151,20 +200,37 @@ def parameter_figure(report: dict[str, Any]) -> Figure | None:
         return None
     panels = []
     for item in space[:6]:
-        points = [(axis_position(item, row["params"].get(item["name"])), row["score"]) for row in rows]
+        points = [
+            (axis_position(item, row["params"].get(item["name"])), row["score"]) for row in rows
+        ]
         points = [point for point in points if point[0] is not None]
         if points:
             x, y = map(list, zip(*points, strict=True))
-            panels.append(Panel(
-                "lines", title=words(item["name"]), ticks=(axis_ticks(item),), x_range=(-0.08, 1.08),
-                series=(Series("", x, y, style="points"),
-                        Series("", x[-1:], y[-1:], style="points", colour=1)),
-                y_label="" if panels else f"validation {words(report['search']['objective'])}"))
+            panels.append(
+                Panel(
+                    "lines",
+                    title=words(item["name"]),
+                    ticks=(axis_ticks(item),),
+                    x_range=(-0.08, 1.08),
+                    series=(
+                        Series("", x, y, style="points"),
+                        Series("", x[-1:], y[-1:], style="points", colour=1),
+                    ),
+                    y_label="" if panels else f"validation {words(report['search']['objective'])}",
+                )
+            )
+    if not panels:
+        return None
     return Figure(
-        "parameters", "Each hyperparameter against the score",
-        f"Scatter plots of the score against {', '.join(words(item['name']) for item in space[:6])}.",
-        tuple(panels), ("Configuration", *(words(item["name"]) for item in space), "Epochs", "Score"),
-        parameter_rows(report), wide=True, height=230,
+        "parameters",
+        "Each hyperparameter against the score",
+        "Scatter plots of the score against "
+        f"{', '.join(words(item['name']) for item in space[:6])}.",
+        tuple(panels),
+        ("Configuration", *(words(item["name"]) for item in space), "Epochs", "Score"),
+        parameter_rows(report),
+        wide=True,
+        height=230,
         caption="The orange square is the winner; each point is a configuration at its last rung.",
     )
 
@@ -184,11 +250,23 @@ def importance_figure(report: dict[str, Any]) -> Figure | None:
         for label, value, a, b in zip(labels, values, low, high, strict=True)
     )
     return Figure(
-        "importance", "What mattered",
-        "Dot plot of hyperparameter importance: " + "; ".join(f"{r[0]} {r[1]} ({r[2]})" for r in rows) + ".",
-        (Panel("intervals", x_label="share of the score's variation", labels=labels,
-               x_percent=True, series=(Series("importance", values, [], low, high),)),),
-        ("Hyperparameter", "Importance", "95\u202f% interval"), rows, height=80 + 30 * len(labels),
+        "importance",
+        "What mattered",
+        "Dot plot of hyperparameter importance: "
+        + "; ".join(f"{r[0]} {r[1]} ({r[2]})" for r in rows)
+        + ".",
+        (
+            Panel(
+                "intervals",
+                x_label="share of the score's variation",
+                labels=labels,
+                x_percent=True,
+                series=(Series("importance", values, [], low, high),),
+            ),
+        ),
+        ("Hyperparameter", "Importance", "95\u202f% interval"),
+        rows,
+        height=80 + 30 * len(labels),
         caption="Wide bars mean that so few trials cannot tell.",
     )
 
@@ -199,13 +277,24 @@ def time_figure(report: dict[str, Any]) -> Figure | None:
     if not stages:
         return None
     labels = tuple(words(name) for name in stages)
-    rows = tuple((label, duration(value)) for label, value in zip(labels, stages.values(), strict=True))
+    rows = tuple(
+        (label, duration(value)) for label, value in zip(labels, stages.values(), strict=True)
+    )
     return Figure(
-        "time", "Where the time went",
+        "time",
+        "Where the time went",
         "Bar chart of seconds by stage: " + "; ".join(" ".join(row) for row in rows) + ".",
-        (Panel("bars", x_label="seconds", labels=labels,
-               series=(Series("seconds", list(stages.values()), []),)),),
-        ("Stage", "Time"), rows, height=80 + 26 * len(labels),
+        (
+            Panel(
+                "bars",
+                x_label="seconds",
+                labels=labels,
+                series=(Series("seconds", list(stages.values()), []),),
+            ),
+        ),
+        ("Stage", "Time"),
+        rows,
+        height=80 + 26 * len(labels),
     )
 
 
@@ -219,24 +308,36 @@ def learning_figure(report: dict[str, Any]) -> Figure | None:
     scores = [name for name in names if name.startswith("val_") and name != "val_loss"]
     marks = tuple(
         (float(now["epoch"]), "promoted")
-        for now, after in zip(curves, curves[1:], strict=False)
+        for now, after in pairwise(curves)
         if now.get("round") is not None and now.get("round") != after.get("round")
     )
     panels = tuple(
-        Panel("lines", x_label="epoch", y_label=label, marks=marks, series=tuple(
-            curve(name, curves, colour) for colour, name in enumerate(chosen)))
-        for label, chosen in (("loss", losses), ("validation score", scores)) if chosen
+        Panel(
+            "lines",
+            x_label="epoch",
+            y_label=label,
+            marks=marks,
+            series=tuple(curve(name, curves, colour) for colour, name in enumerate(chosen)),
+        )
+        for label, chosen in (("loss", losses), ("validation score", scores))
+        if chosen
     )
     rows = tuple(
         (str(row["epoch"]), *(number(row.get(name), 4) for name in names)) for row in curves
     )
     if not panels:
         return None
-    last = "; ".join(f"{curve_name(name)} {number(curves[-1].get(name), 4)}" for name in losses + scores)
+    last = "; ".join(
+        f"{curve_name(name)} {number(curves[-1].get(name), 4)}" for name in losses + scores
+    )
     return Figure(
-        "learning", "Learning curves of the winner",
-        f"Lines over {len(curves)} epochs. At the last one: {last}.", panels,
-        ("Epoch", *map(curve_name, names)), rows, wide=True,
+        "learning",
+        "Learning curves of the winner",
+        f"Lines over {len(curves)} epochs. At the last one: {last}.",
+        panels,
+        ("Epoch", *map(curve_name, names)),
+        rows,
+        wide=True,
         caption="Dotted lines mark where Hyperband decided to go on with this configuration.",
     )
 

@@ -141,7 +141,9 @@ def times(count: int) -> str:
 def listing(names: Any) -> str:
     """``“healthy” and “lesion”``."""
     quoted = [f"“{name}”" for name in names]
-    return " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
+    return (
+        " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)
+    )
 
 
 def plural(count: int, noun: str) -> str:

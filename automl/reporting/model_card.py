@@ -36,9 +36,15 @@ def make_model_card(report: dict[str, Any]) -> str:
     test, verdict = report["evaluation"]["test"], report["verdict"] or judge(report)
     classes = " and ".join(escape(name) for name in dataset["classes"])
     lines = [*front_matter(report), f"# {escape(run['name'])}", ""]
-    lines += ["> Research use. Not a medical device: no decision about a patient may rest on it.", ""]
+    lines += [
+        "> Research use. Not a medical device: no decision about a patient may rest on it.",
+        "",
+    ]
     if run["synthetic"] or dataset["synthetic"]:
-        lines += ["> Synthetic: trained and tested on drawn heads. Nothing follows for patients.", ""]
+        lines += [
+            "> Synthetic: trained and tested on drawn heads. Nothing follows for patients.",
+            "",
+        ]
     if run["weights"] == "none":
         lines += ["> Demonstration: the backbone started from random weights.", ""]
     lines += [
@@ -53,8 +59,11 @@ def make_model_card(report: dict[str, Any]) -> str:
         "## Test results",
         "",
         f"{number(test['images'])} images"
-        + (f" in {number(test['groups'])} groups ({escape(test['group_kind'] or 'unknown')})"
-           if test["groups"] else "")
+        + (
+            f" in {number(test['groups'])} groups ({escape(test['group_kind'] or 'unknown')})"
+            if test["groups"]
+            else ""
+        )
         + f", evaluated {times(test['test_evaluations'])}. 95\u202f% bootstrap intervals.",
         "",
         *metric_lines(report),
@@ -73,8 +82,10 @@ def make_model_card(report: dict[str, Any]) -> str:
         f"- parameters: {large(search['best']['parameters'])}; multiply-adds: "
         f"{large(search['best']['macs'])}",
         f"- threshold: {number(test['threshold'])}, temperature: {number(test['temperature'])}",
-        *(f"- {escape(words(name))}: {escape(brief(value))}"
-          for name, value in search["best"]["params"].items()),
+        *(
+            f"- {escape(words(name))}: {escape(brief(value))}"
+            for name, value in search["best"]["params"].items()
+        ),
         "",
         "## Not for",
         "",
@@ -87,8 +98,8 @@ def make_model_card(report: dict[str, Any]) -> str:
         "",
         *("    " + line for line in run["command"].splitlines()),
         "",
-        f"Seed {run['seed']}. Split SHA-256: {escape(report['split']['digest'] or 'not provided')}. "
-        "More in report.html.",
+        f"Seed {run['seed']}. Split SHA-256: "
+        f"{escape(report['split']['digest'] or 'not provided')}. More in report.html.",
         "",
     ]
     return "\n".join(lines)

@@ -76,7 +76,7 @@ def draw_figure(figure: Figure) -> str:
             axes.set_xlabel(panel.x_label)
             axes.set_ylabel(panel.y_label)
             PAINTERS[panel.kind](axes, panel)
-        for axes in grid.flat[len(figure.panels):]:
+        for axes in grid.flat[len(figure.panels) :]:
             axes.set_axis_off()
         target = io.StringIO()
         # Not savefig: it draws everything one more time to find out the size.
@@ -99,8 +99,16 @@ def paint_lines(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(*panel.y_range)
     for place, word in panel.marks:
         axes.axvline(place, color=MUTED, linestyle=":", linewidth=1)
-        axes.annotate(word, (place, 1), xycoords=("data", "axes fraction"), xytext=(4, -2),
-                      textcoords="offset points", color=MUTED, fontsize=9.5, va="top")
+        axes.annotate(
+            word,
+            (place, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -2),
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=9.5,
+            va="top",
+        )
     if panel.ticks:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(*map(list, zip(*panel.ticks[0], strict=True)))
@@ -113,16 +121,29 @@ def paint_lines(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
     if any(series.label for series in panel.series):
         # Above the axes, where it can hide nothing.
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=3, borderpad=0.2,
-                    columnspacing=1.2, handlelength=1.6)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.99),
+            ncols=3,
+            borderpad=0.2,
+            columnspacing=1.2,
+            handlelength=1.6,
+        )
 
 
 def paint_series(axes: Axes, series: Series) -> None:
     colour = PALETTE[series.colour]
     label = series.label or None
     if series.style == "points":
-        axes.plot(series.x, series.y, MARKERS[series.colour], color=colour, markersize=5,
-                  alpha=0.85, label=label)
+        axes.plot(
+            series.x,
+            series.y,
+            MARKERS[series.colour],
+            color=colour,
+            markersize=5,
+            alpha=0.85,
+            label=label,
+        )
         if series.low is not None and series.high is not None:
             axes.vlines(series.x, series.low, series.high, color=colour, linewidth=1.3)
         return
@@ -157,13 +178,16 @@ def paint_bars(axes: Axes, panel: Panel) -> None:
     thick = 0.78 / count
     for index, series in enumerate(panel.series):
         places = [row + (index - (count - 1) / 2) * thick for row in range(len(panel.labels))]
-        bars = axes.barh(places, series.x, height=thick * 0.92, color=PALETTE[series.colour],
-                         label=series.label)
+        bars = axes.barh(
+            places, series.x, height=thick * 0.92, color=PALETTE[series.colour], label=series.label
+        )
         axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize=10.5, color=INK)
     name_rows(axes, panel)
     axes.margins(x=0.14)
     if count > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.34 / len(panel.labels)), ncols=count)
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.34 / len(panel.labels)), ncols=count
+        )
 
 
 def name_rows(axes: Axes, panel: Panel) -> None:
@@ -179,15 +203,27 @@ def paint_parallel(axes: Axes, panel: Panel) -> None:
     last = len(panel.series) - 1
     for index, series in enumerate(panel.series):
         strong = index == last
-        axes.plot(series.x, series.y, color=PALETTE[1 if strong else 0],
-                  linewidth=2.8 if strong else 1.3,
-                  alpha=1 if strong else 0.15 + 0.65 * series.y[-1])
+        axes.plot(
+            series.x,
+            series.y,
+            color=PALETTE[1 if strong else 0],
+            linewidth=2.8 if strong else 1.3,
+            alpha=1 if strong else 0.15 + 0.65 * series.y[-1],
+        )
     for place, ticks in enumerate(panel.ticks):
         axes.axvline(place, color=MUTED, linewidth=0.9)
         for height, text in ticks:
-            axes.annotate(text, (place, height), xytext=(5, 0), textcoords="offset points",
-                          va="center", fontsize=10, color=INK, zorder=5,
-                          bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.85})
+            axes.annotate(
+                text,
+                (place, height),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10,
+                color=INK,
+                zorder=5,
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.85},
+            )
     axes.set_xticks(range(len(panel.labels)), panel.labels)
     axes.set_xlim(-0.1, len(panel.labels) - 0.7)
     axes.set_ylim(-0.06, 1.06)

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from automl.errors import StorageError
 from automl.reporting import formats, view
 from automl.reporting.checklist import fill_checklists
 from automl.reporting.figure import Figure
-from automl.reporting.page import complete
+from automl.reporting.page import complete, read_schema
 from automl.reporting.plots import draw_figure
 from automl.reporting.verdict import judge
 
@@ -52,7 +53,7 @@ def render_report(report: dict[str, Any], folder: Path, now: datetime | None = N
         figures={name: draw(figure) for name, figure in figures.items()},
         pictures=pictures,
         left_out=left_out,
-        sections=view.sections(report, figures),
+        sections=view.SECTIONS,
         headlines=view.headlines(report),
         natural=view.natural_groups(report),
         class_recalls=view.class_recalls(report),
@@ -73,13 +74,15 @@ def render_audit(audit: dict[str, Any], name: str, path: Path, now: datetime | N
         name: the data set's name.
         path: the HTML file; pictures are looked for in the folder ``pictures`` beside it.
     """
-    from automl.reporting.page import read_schema
-
     audit = complete(audit, read_schema()["properties"]["audit"])
     holder = {"audit": audit}
     made = (view.figures_data.twin_figure(holder), view.figures_data.shortcut_figure(holder))
-    names = [pair[key] for pair in (audit["twins"] or {}).get("pairs") or []
-             for key in ("picture_a", "picture_b") if pair[key]]
+    names = [
+        pair[key]
+        for pair in (audit["twins"] or {}).get("pairs") or []
+        for key in ("picture_a", "picture_b")
+        if pair[key]
+    ]
     pictures, left_out = embed_pictures(names, path.parent / "pictures")
     page = render_page(
         "audit.html",
@@ -112,6 +115,7 @@ def render_page(template: str, **values: Any) -> str:
     return environment.get_template(template).render(policy=policy, **trusted, **values)
 
 
+@cache
 def make_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader([str(folder) for folder in TEMPLATE_FOLDERS]),
@@ -120,8 +124,23 @@ def make_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("words", "number", "brief", "percent", "whole_percent", "interval", "plural",
-                 "percent_interval", "listing", "times", "span", "duration", "size", "large", "scientific"):
+    for name in (
+        "words",
+        "number",
+        "brief",
+        "percent",
+        "whole_percent",
+        "interval",
+        "plural",
+        "percent_interval",
+        "listing",
+        "times",
+        "span",
+        "duration",
+        "size",
+        "large",
+        "scientific",
+    ):
         environment.filters[name] = getattr(formats, name)
     return environment
 

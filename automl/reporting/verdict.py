@@ -33,7 +33,9 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
         answer = check(report)
         if answer:
             level, text, anchor = answer
-            conditions.append({"check": check.__name__, "level": level, "text": text, "anchor": anchor})
+            conditions.append(
+                {"check": check.__name__, "level": level, "text": text, "anchor": anchor}
+            )
     conditions.sort(key=lambda condition: -LEVELS.index(condition["level"]))
     level = conditions[0]["level"]
     sentence = summarise([condition["level"] for condition in conditions])
@@ -91,7 +93,8 @@ def beats_copying(report: dict[str, Any]) -> Answer:
     if difference["low"] > 0:
         text = f"Beats copying the most similar training image by {points} of accuracy."
         return "pass", text, "baselines"
-    text = f"Not clearly better than copying the most similar training image: accuracy differs by {points}."
+    text = "Not clearly better than copying the most similar training image: accuracy differs by "
+    text += f"{points}."
     return ("caution" if difference["value"] > 0 else "fail"), text, "baselines"
 
 
@@ -106,7 +109,11 @@ def shortcuts(report: dict[str, Any]) -> Answer:
         return "fail", text, "shortcuts"
     if found["auc"] >= NOTABLE_SHORTCUT:
         text = f"File properties alone tell the classes apart with AUC {auc} (notable from "
-        return "caution", text + f"{NOTABLE_SHORTCUT:.2f}): the classes may differ in origin.", "shortcuts"
+        return (
+            "caution",
+            text + f"{NOTABLE_SHORTCUT:.2f}): the classes may differ in origin.",
+            "shortcuts",
+        )
     text = f"File properties alone do not tell the classes apart well: AUC {auc}, below "
     return "pass", text + f"{NOTABLE_SHORTCUT:.2f}.", "shortcuts"
 
@@ -126,7 +133,11 @@ def precise_enough(report: dict[str, Any]) -> Answer:
     if widths[name] <= WIDE_INTERVAL:
         return "pass", f"{text}, within {whole_percent(WIDE_INTERVAL)}.", "test"
     level = "fail" if widths[name] > USELESS_INTERVAL else "caution"
-    return level, f"{text}, more than {whole_percent(WIDE_INTERVAL)}: more test images are needed.", "test"
+    return (
+        level,
+        f"{text}, more than {whole_percent(WIDE_INTERVAL)}: more test images are needed.",
+        "test",
+    )
 
 
 def calibrated(report: dict[str, Any]) -> Answer:
@@ -135,7 +146,9 @@ def calibrated(report: dict[str, Any]) -> Answer:
         return None
     value = percent(error["value"])
     if error["value"] <= CALIBRATED:
-        text = f"Probabilities can be taken at their word: they are off by {value} on average (ECE)."
+        text = (
+            f"Probabilities can be taken at their word: they are off by {value} on average (ECE)."
+        )
         return "pass", text, "calibration"
     level = "fail" if error["value"] > UNCALIBRATED else "caution"
     text = f"Probabilities are off by {value} on average (ECE, limit {whole_percent(CALIBRATED)})."
@@ -145,7 +158,11 @@ def calibrated(report: dict[str, Any]) -> Answer:
 def tested_once(report: dict[str, Any]) -> Answer:
     count = report["evaluation"]["test"]["test_evaluations"]
     if count == 1:
-        return "pass", "The test set was evaluated once, after everything was chosen (1 time).", "test"
+        return (
+            "pass",
+            "The test set was evaluated once, after everything was chosen (1 time).",
+            "test",
+        )
     text = f"The test set was evaluated {count} times: the result may be a little too good."
     return "caution", text, "test"
 
@@ -156,7 +173,9 @@ def inside_the_space(report: dict[str, Any]) -> Answer:
         return "pass", "The winner lies inside the search space (0 values at an edge).", "winner"
     names = ", ".join(f"{edge['name']} = {edge['value']} ({edge['edge']}est)" for edge in edges)
     names = names.replace("(lowest)", "(the lowest)").replace("(highest)", "(the highest)")
-    text = f"The winner lies at the edge of the search space: {names}. A wider space may hold better."
+    text = (
+        f"The winner lies at the edge of the search space: {names}. A wider space may hold better."
+    )
     return "caution", text, "winner"
 
 
@@ -191,8 +210,8 @@ def patients_known(report: dict[str, Any]) -> Answer:
     if "patient" in kind:
         return "pass", f"Each of {plural(groups, 'patient')} is on one side of the split.", "split"
     text = (
-        f"Patients are not known; {groups:,} groups of near-copies ({kind}) were kept whole instead. "
-        "If one patient has several scans, the intervals are too narrow."
+        f"Patients are not known; {groups:,} groups of near-copies ({kind}) were kept whole "
+        "instead. If one patient has several scans, the intervals are too narrow."
     )
     return "caution", text, "split"
 
@@ -201,7 +220,11 @@ def data_sound(report: dict[str, Any]) -> Answer:
     errors = [item for item in report["audit"]["findings"] if item["severity"] == "error"]
     if not errors:
         return "pass", "The data audit found 0 errors.", "data"
-    return "caution", f"The data audit found {plural(len(errors), 'error')}: {errors[0]['title']}", "data"
+    return (
+        "caution",
+        f"The data audit found {plural(len(errors), 'error')}: {errors[0]['title']}",
+        "data",
+    )
 
 
 def export_equal(report: dict[str, Any]) -> Answer:
@@ -210,14 +233,31 @@ def export_equal(report: dict[str, Any]) -> Answer:
     gaps = [gap for gap in gaps if gap is not None]
     if not gaps:
         return None
-    text = f"Exported models differ from the evaluated one by at most {max(gaps):.1e} in probability"
+    text = (
+        f"Exported models differ from the evaluated one by at most {max(gaps):.1e} in probability"
+    )
     if max(gaps) <= EXPORT_TOLERANCE:
         return "pass", f"{text} (limit {EXPORT_TOLERANCE:g}).", "cost"
-    return "fail", f"{text}, more than {EXPORT_TOLERANCE:g}: what is deployed was not tested.", "cost"
+    return (
+        "fail",
+        f"{text}, more than {EXPORT_TOLERANCE:g}: what is deployed was not tested.",
+        "cost",
+    )
 
 
 CHECKS: tuple[Callable[[dict[str, Any]], Answer], ...] = (
-    leaks, beats_copying, better_than_chance, shortcuts, precise_enough, calibrated, tested_once,
-    patients_known, inside_the_space, trials_completed, pretrained, real_images, data_sound,
+    leaks,
+    beats_copying,
+    better_than_chance,
+    shortcuts,
+    precise_enough,
+    calibrated,
+    tested_once,
+    patients_known,
+    inside_the_space,
+    trials_completed,
+    pretrained,
+    real_images,
+    data_sound,
     export_equal,
 )

@@ -29,11 +29,34 @@ FIGURES = (
     figures_evaluation.subgroup_figure,
     figures_evaluation.robustness_figure,
 )
+SECTIONS = (
+    ("verdict", "Verdict"),
+    ("clinic", "In plain words"),
+    ("data", "Data and audit"),
+    ("split", "Split"),
+    ("search", "Search"),
+    ("winner", "Winner"),
+    ("test", "Test results"),
+    ("calibration", "Calibration"),
+    ("thresholds", "Thresholds"),
+    ("mistakes", "Mistakes"),
+    ("subgroups", "Subgroups"),
+    ("saliency", "Saliency"),
+    ("robustness", "Robustness"),
+    ("external", "External tests"),
+    ("cost", "Cost"),
+    ("reproduce", "Reproduce"),
+    ("checklist", "Checklists"),
+)
 HEADLINES = {
     True: ("roc_auc", "recall", "specificity", "balanced_accuracy"),
     False: ("roc_auc", "balanced_accuracy", "f1", "accuracy"),
 }
-SHORT_NAMES = {"recall": "Sensitivity", "roc_auc": "ROC AUC", "balanced_accuracy": "Balanced accuracy"}
+SHORT_NAMES = {
+    "recall": "Sensitivity",
+    "roc_auc": "ROC AUC",
+    "balanced_accuracy": "Balanced accuracy",
+}
 
 
 def make_figures(report: dict[str, Any]) -> dict[str, Figure]:
@@ -51,11 +74,16 @@ def headlines(report: dict[str, Any]) -> list[dict[str, str | None]]:
         item = metrics.get(name)
         if item and item["value"] is not None:
             other = rival.get(name)
-            tiles.append({
-                "metric": name, "name": SHORT_NAMES.get(name, words(name)), "value": item["value"],
-                "low": item["low"], "high": item["high"],
-                "rival": other["value"] if other else None,
-            })
+            tiles.append(
+                {
+                    "metric": name,
+                    "name": SHORT_NAMES.get(name, words(name)),
+                    "value": item["value"],
+                    "low": item["low"],
+                    "high": item["high"],
+                    "rival": other["value"] if other else None,
+                }
+            )
     return tiles
 
 
@@ -71,8 +99,16 @@ def natural_groups(report: dict[str, Any]) -> list[dict[str, Any]]:
             return []
         called = round(item["value"])
         dots = [kind] * called + ["missed" if kind == "found" else "clear"] * (100 - called)
-        groups.append({"kind": kind, "count": called, "rest": 100 - called, "dots": dots,
-                       "low": whole(item["low"]), "high": whole(item["high"])})
+        groups.append(
+            {
+                "kind": kind,
+                "count": called,
+                "rest": 100 - called,
+                "dots": dots,
+                "low": whole(item["low"]),
+                "high": whole(item["high"]),
+            }
+        )
     return groups
 
 
@@ -86,9 +122,14 @@ def class_recalls(report: dict[str, Any]) -> list[dict[str, Any]]:
     for name, row in report["evaluation"]["test"]["per_class"].items():
         recall = row["recall"]
         if recall and recall["value"] is not None:
-            rows.append({"name": name, "count": round(100 * recall["value"]),
-                         "low": whole(recall["low"] and 100 * recall["low"]),
-                         "high": whole(recall["high"] and 100 * recall["high"])})
+            rows.append(
+                {
+                    "name": name,
+                    "count": round(100 * recall["value"]),
+                    "low": whole(recall["low"] and 100 * recall["low"]),
+                    "high": whole(recall["high"] and 100 * recall["high"]),
+                }
+            )
     return rows
 
 
@@ -106,11 +147,19 @@ def confusion_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     """True classes as rows: counts, shares of the row, and a shade from 0 to 4."""
     rows = []
     names = list(report["dataset"]["classes"])
-    for i, (name, counts) in enumerate(zip(names, report["evaluation"]["test"]["confusion"], strict=False)):
+    for i, (name, counts) in enumerate(
+        zip(names, report["evaluation"]["test"]["confusion"], strict=False)
+    ):
         total = sum(counts)
-        cells = [{"count": count, "share": count / total if total else None, "right": i == j,
-                  "shade": round(4 * (count / total if total else 0))}
-                 for j, count in enumerate(counts)]
+        cells = [
+            {
+                "count": count,
+                "share": count / total if total else None,
+                "right": i == j,
+                "shade": round(4 * (count / total if total else 0)),
+            }
+            for j, count in enumerate(counts)
+        ]
         rows.append({"name": name, "cells": cells, "total": total})
     return rows
 
@@ -122,54 +171,44 @@ def metric_table(report: dict[str, Any]) -> dict[str, Any]:
     columns |= {words(k): v for k, v in report["baselines"].items() if k != "difference_to_1nn"}
     if test["without_twins"]:
         columns[f"Without near-copies ({test['without_twins']['images']} images)"] = (
-            test["without_twins"]["metrics"] or {})
+            test["without_twins"]["metrics"] or {}
+        )
     if test["group_level"]:
         columns["One vote for each group"] = test["group_level"]["metrics"] or {}
     rows = []
     for name in METRIC_NAMES:
         items = [values.get(name) for values in columns.values()]
         if any(items):
-            rows.append({"name": words(name), "lower": name in LOWER_IS_BETTER, "metric": name,
-                         "cells": [{"value": number(item["value"]) if item else DASH, "span": span(item)}
-                                   for item in items]})
+            rows.append(
+                {
+                    "name": words(name),
+                    "lower": name in LOWER_IS_BETTER,
+                    "metric": name,
+                    "cells": [
+                        {"value": number(item["value"]) if item else DASH, "span": span(item)}
+                        for item in items
+                    ],
+                }
+            )
     return {"columns": list(columns), "rows": rows}
 
 
 def importance_of_picture(report: dict[str, Any]) -> list[str]:
     """Picture names, those that must not be missing first, each once."""
     evaluation, audit = report["evaluation"], report["audit"]
-    cases = [case for kind in ("right", "missed", "false_alarm")
-             for case in (evaluation["examples"] or {}).get(kind) or []]
+    cases = [
+        case
+        for kind in ("right", "missed", "false_alarm")
+        for case in (evaluation["examples"] or {}).get(kind) or []
+    ]
     cases += evaluation["mistakes"] + evaluation["label_suspects"]
     names = [case[key] for case in cases for key in ("picture", "saliency")]
-    names += [pair[key] for pair in (audit["twins"] or {}).get("pairs") or []
-              for key in ("picture_a", "picture_b")]
+    names += [
+        pair[key]
+        for pair in (audit["twins"] or {}).get("pairs") or []
+        for key in ("picture_a", "picture_b")
+    ]
     # Grid pictures in turns, so that a tight budget leaves some of every class.
     rows = list(report["dataset"]["grid"].values())
     names += [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
     return list(dict.fromkeys(name for name in names if name))
-
-
-def sections(report: dict[str, Any], figures: dict[str, Figure]) -> list[tuple[str, str]]:
-    """Anchors and titles of the table of contents, for the sections this report has."""
-    evaluation = report["evaluation"]
-    entries = [
-        ("verdict", "Verdict", True),
-        ("clinic", "In plain words", True),
-        ("data", "Data and audit", True),
-        ("split", "Split", True),
-        ("search", "Search", True),
-        ("winner", "Winner", True),
-        ("test", "Test results", True),
-        ("calibration", "Calibration", True),
-        ("thresholds", "Thresholds", bool(evaluation["thresholds"] or "decision" in figures)),
-        ("mistakes", "Mistakes", True),
-        ("subgroups", "Subgroups", True),
-        ("saliency", "Saliency", True),
-        ("robustness", "Robustness", True),
-        ("external", "External tests", True),
-        ("cost", "Cost", True),
-        ("reproduce", "Reproduce", True),
-        ("checklist", "Checklists", True),
-    ]
-    return [(anchor, title) for anchor, title, shown in entries if shown]

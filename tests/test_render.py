@@ -1,0 +1,290 @@
+"""report.html as a file: whole, repeatable, small, closed, and true to report.json."""
+
+import base64
+import csv
+import hashlib
+import json
+import re
+import time
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import pytest
+import report_fixture
+
+from automl.errors import StorageError, UsageError
+from automl.reporting import render
+from automl.reporting.compare import compare_runs, write_index
+from automl.reporting.page import build_report, read_schema
+
+NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+REPORTS = {
+    "full": report_fixture.full_report,
+    "four_classes": report_fixture.four_class_report,
+    "minimal": report_fixture.minimal_report,
+}
+VOID = {"meta", "link", "img", "input", "br"}
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests ask for; also checks that tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.ids, self.links, self.sources, self.marked = [], [], [], [], {}
+        self.text, self.images_without_alt, self.attributes = [], 0, []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.attributes += [name for name, _ in attributes]
+        if tag not in VOID:
+            self.open.append((tag, named))
+        self.ids += [named["id"]] if "id" in named else []
+        self.links += [named["href"]] if tag == "a" else []
+        self.sources += [named[key] for key in ("src", "srcset", "poster", "data") if key in named]
+        self.images_without_alt += tag == "img" and not named.get("alt")
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1][0] not in ("style", "script"):
+            self.text.append(data)
+            if "data-report" in self.open[-1][1]:
+                self.marked[self.open[-1][1]["data-report"]] = data.strip()
+
+
+def rendered(tmp_path, name="full"):
+    report = build_report(REPORTS[name]())
+    report_fixture.draw_pictures(tmp_path, report)
+    return report, render.render_report(report, tmp_path, NOON).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full")
+    report, text = rendered(folder)
+    return report, text, Page(text), folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REPORTS)
+def test_every_kind_of_report_renders_into_a_well_formed_page(name, tmp_path):
+    _, text = rendered(tmp_path, name)
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert page.images_without_alt == 0
+
+
+def test_every_optional_part_may_be_absent_by_itself(tmp_path):
+    full = report_fixture.full_report()
+    for part in ("audit", "search", "evaluation", "dataset", "split", "cost", "run"):
+        required = read_schema()["properties"][part].get("required", [])
+        for key in set(full[part]) - set(required):
+            report = report_fixture.full_report()
+            del report[part][key]
+            # Drawing is not what is tested here, and takes most of the time.
+            text = fill_without_figures(report, tmp_path)
+            assert "Reproduce" in text, f"{part}.{key}"
+
+
+def fill_without_figures(report, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "draw_figure", lambda figure: "")
+        return render.render_report(build_report(report), folder, NOON).read_text()
+
+
+def test_rendering_twice_gives_the_same_bytes_but_for_the_timestamp(full):
+    report, first, _, folder = full
+    later = render.render_report(report, folder, datetime(2030, 1, 1, tzinfo=UTC)).read_text()
+    different = [
+        pair
+        for pair in zip(first.splitlines(), later.splitlines(), strict=True)
+        if pair[0] != pair[1]
+    ]
+    assert len(different) == 1 and "2030-01-01 00:00 UTC" in different[0][1]
+
+
+def test_the_page_is_small_and_its_script_is_smaller(full):
+    text = full[1]
+    assert len(text.encode()) < 2_000_000
+    script = re.search(r"<script>(.*?)</script>", text, re.S)[1]
+    assert len(script.encode()) < 15_000
+
+
+def test_the_policy_allows_our_style_and_script_and_nothing_else(full):
+    _, text, page, _ = full
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1].replace("&#39;", "'")
+    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    for tag in ("style", "script"):
+        body = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.S)[1]
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert not [name for name in page.attributes if name.startswith("on") or name == "style"]
+
+
+def test_nothing_on_the_page_is_fetched(full):
+    _, text, page, _ = full
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert all(link.startswith("#") for link in page.links)
+    assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_marked_numbers_are_those_of_report_json(full):
+    report, _, page, _ = full
+    assert len(page.marked) >= 10
+    for path, shown in page.marked.items():
+        value = report
+        for key in path.split("."):
+            value = value[key]
+        digits = len(shown.partition(".")[2])
+        assert float(shown.replace(",", "")) == pytest.approx(round(value, digits), abs=1e-9), path
+
+
+def test_every_metric_with_its_interval_is_on_the_page(full):
+    report, _, page, _ = full
+    words = " ".join(page.text)
+    for name, item in report["evaluation"]["test"]["metrics"].items():
+        assert f"{item['value']:.3f}" in words, name
+        assert f"{item['low']:.3f}–{item['high']:.3f}" in words, name
+    for row in report["search"]["rows"]:
+        if row["score"] is not None:
+            assert f"{row['score']:.4f}" in words
+    for row in report["evaluation"]["test"]["confusion"]:
+        assert all(str(count) in words for count in row)
+
+
+def test_every_verdict_condition_is_printed_with_a_link_that_leads_somewhere(full):
+    report, _, page, _ = full
+    words = " ".join(page.text)
+    for condition in report["verdict"]["conditions"]:
+        assert condition["text"] in words
+        assert f"#{condition['anchor']}" in page.links
+
+
+def test_synthetic_images_and_random_weights_are_said_at_the_top(tmp_path):
+    _, text = rendered(tmp_path, "minimal")
+    head = text[: text.index("<h1>")]
+    assert "Synthetic drawn heads" in head and "Demonstration" in head
+
+
+def test_missing_pictures_and_foreign_names_are_said_not_followed(tmp_path):
+    report = report_fixture.full_report()
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    report["evaluation"]["mistakes"][0]["picture"] = "../secret.jpg"
+    text = fill_without_figures(report, tmp_path)
+    assert base64.b64encode(b"secret").decode() not in text
+    assert "picture not kept" in text
+
+
+def test_too_many_pictures_are_cut_and_the_page_says_how_many(tmp_path, monkeypatch):
+    report = build_report(report_fixture.full_report())
+    report_fixture.draw_pictures(tmp_path, report)
+    monkeypatch.setattr(render, "PICTURE_BYTES", 60_000)
+    monkeypatch.setattr(render, "draw_figure", lambda figure: "")
+    text = render.render_report(report, tmp_path, NOON).read_text()
+    left_out = int(re.search(r"(\d+) pictures were left out", text)[1])
+    assert left_out + len(set(re.findall(r'src="(data:image[^"]+)"', text))) <= 68
+    assert left_out > 20
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"report\.html"):
+        fill_without_figures(report_fixture.minimal_report(), tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_page_and_no_rest(tmp_path, monkeypatch):
+    page = tmp_path / "report.html"
+    page.write_text("old")
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(render.os, "fsync", refuse)
+    with pytest.raises(StorageError, match="No space left"):
+        render.write_text(page, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert page.read_text() == "old"
+
+
+@pytest.mark.slow
+def test_rendering_takes_a_few_seconds_at_most(tmp_path):
+    report = build_report(report_fixture.full_report())
+    report_fixture.draw_pictures(tmp_path, report)
+    render.render_report(report, tmp_path)
+    start = time.process_time()
+    render.render_report(report, tmp_path)
+    assert time.process_time() - start < 3
+
+
+def test_the_audit_page_shows_findings_and_near_copies(tmp_path):
+    path = render.render_audit(report_fixture.audit_part(), "scans", tmp_path / "audit.html", NOON)
+    page = Page(path.read_text())
+    words = " ".join(page.text)
+    assert "1,354 images (36 %) have a near-copy" in words and "95.5" in words
+
+
+def write_run(folder, seed, noise):
+    import numpy as np
+
+    folder.mkdir()
+    report = report_fixture.full_report()
+    report["run"]["name"] = folder.name
+    report["run"]["seed"] = seed
+    (folder / "report.json").write_text(json.dumps(build_report(report)))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 120)
+    scores = np.clip(0.25 + labels * 0.5 + rng.normal(0, noise, 120), 0.01, 0.99)
+    with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["image", "label", "predicted", "probability_no tumour", "probability_tumour"]
+        )
+        for i, (label, score) in enumerate(zip(labels, scores, strict=True)):
+            name = ("no tumour", "tumour")[label]
+            writer.writerow([f"{i}.png", name, name, 1 - score, score])
+    return folder
+
+
+def test_runs_of_the_same_images_are_compared_with_paired_intervals(tmp_path):
+    first, second = write_run(tmp_path / "good", 1, 0.05), write_run(tmp_path / "bad", 2, 0.6)
+    text = compare_runs([first, second]).read_text()
+    words = " ".join(Page(text).text)
+    assert "not tested on the same images" not in words
+    assert re.search(r"\u22120\.\d{3} \(\u22120\.\d{3} to \u22120\.\d{3}\), clear", words)
+    assert 'href="bad/report.html"' in text
+
+
+def test_runs_of_other_images_are_not_subtracted(tmp_path):
+    first, second = write_run(tmp_path / "a", 1, 0.1), write_run(tmp_path / "b", 2, 0.1)
+    lines = (second / "predictions.csv").read_text().splitlines()
+    (second / "predictions.csv").write_text("\n".join(lines[:-1]) + "\n")
+    words = " ".join(Page(compare_runs([first, second]).read_text()).text)
+    assert "b was not tested on the same images as a" in words and ", clear" not in words
+
+
+def test_one_run_is_no_comparison(tmp_path):
+    with pytest.raises(UsageError, match="two or more"):
+        compare_runs([tmp_path])
+
+
+def test_the_index_lists_runs_and_says_which_have_no_report(tmp_path):
+    write_run(tmp_path / "one run", 1, 0.1)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "report.json").write_text("{")
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "journal.jsonl").write_text("")
+    page = Page(write_index(tmp_path).read_text())
+    assert page.links.count("one%20run/report.html") == 1
+    words = " ".join(page.text)
+    assert "has not finished" in words and "not JSON" in words
