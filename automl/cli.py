@@ -17,7 +17,7 @@ import click
 
 from automl import __version__
 from automl.config import make_config
-from automl.console import Console, paint, quiet_frameworks
+from automl.console import Console, hush, paint, quiet_frameworks
 from automl.errors import AutomlError, Interrupted, UsageError
 from automl.options import (
     DATA_SETTINGS,
@@ -149,7 +149,8 @@ def predict(
     from automl.serving.predictor import find_images, load
     from automl.serving.tables import write_json_list, write_predictions
 
-    predictor = load(model, trust=trust)
+    with hush():
+        predictor = load(model, trust=trust)
     given = sys.stdin.read().splitlines() if images == ("-",) else images
     files = list(find_images(given))
     predictions = console.count(predictor.iterate(files), "predicting", len(files))

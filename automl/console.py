@@ -42,6 +42,29 @@ def quiet_frameworks() -> None:
     warnings.filterwarnings("ignore", module=r"(keras|keras_tuner|tensorflow|mlflow)(\.|$)")
 
 
+@contextlib.contextmanager
+def hush() -> Iterator[None]:
+    """Nothing reaches standard error inside, not even from C++; errors still rise.
+
+    For imports: TensorFlow's libraries speak before they read any setting.
+    """
+    sys.stderr.flush()
+    try:
+        before = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
 def format_seconds(seconds: float) -> str:
     """``8 s``, ``2 min 05 s``, ``1 h 03 min``."""
     whole = round(seconds)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from automl.config import make_config
-from automl.console import Console
+from automl.console import Console, hush
 from automl.data.pixels import scan_images
 from automl.data.sources import cache_folder, load_dataset
 from automl.data.split import read_split
@@ -38,7 +38,8 @@ def export_run(folder: Path, formats: list[str], console: Console) -> list[dict[
     except AutomlError as error:
         console.warn(f"The formats are written without a proof: {error}")
         proof = {}
-    from automl.serving.export import export_model
+    with hush():
+        from automl.serving.export import export_model
 
     results = export_model(folder, formats, progress=console.progress, **proof)
     with Journal(folder / FILE_NAME) as journal:

@@ -18,7 +18,7 @@ import automl
 from automl import errors
 from automl.cli import cli, command_line, run_command
 from automl.config import SearchConfig
-from automl.console import Console, format_seconds, progress_text
+from automl.console import Console, format_seconds, hush, progress_text
 from automl.errors import AutomlError
 from automl.options import read_settings
 from automl.output import export_lines
@@ -367,6 +367,18 @@ def test_quiet_shows_warnings_only_and_json_keeps_stdout_clean(capsys):
     Console().detail("hidden")
     Console(verbose=True).detail("shown")
     assert capsys.readouterr() == ("", "shown\n")
+
+
+def test_hush_silences_what_writes_past_python_and_lets_errors_through(capfd):
+    with hush():
+        os.write(2, b"from C++\n")
+        sys.stderr.write("from Python\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+    with pytest.raises(ValueError), hush():
+        raise ValueError
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
 
 
 def run_on_terminal(code, **environment):
