@@ -12,6 +12,8 @@ from automl.evaluation.curves import GRID, curve_bands
 from automl.evaluation.evaluate import by_group, evaluate_model, subgroup_values
 from automl.evaluation.metrics import METRICS, compute_metrics
 from automl.evaluation.plain import to_json
+from automl.evaluation.thresholds import choose_threshold
+from automl.reporting.page import check_report
 
 
 def draw(n: int, k: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +26,7 @@ def draw(n: int, k: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def inputs(n: int = 160, k: int = 2, **changes: Any) -> dict[str, Any]:
     (y_val, p_val), (y_test, p_test) = draw(n, k, 1), draw(n, k, 2)
     names = ("glioma", "meningioma", "none", "pituitary")[:k]
-    given = {
+    given: dict[str, Any] = {
         "classes": ("healthy", "tumour") if k == 2 else names,
         "positive": "tumour" if k == 2 else None,
         "y_val": y_val,
@@ -64,6 +66,26 @@ def test_the_result_is_plain_json_and_has_every_part(binary):
     assert tuple(evaluation["test"]["metrics"]) == METRICS
 
 
+def test_the_report_schema_takes_the_result_as_it_is(binary):
+    problems = check_report({"schema_version": 1, **binary[1]})
+    assert not [text for text in problems if text.startswith(("$.evaluation", "$.baselines"))]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tiny_and_odd_test_sets_are_evaluated(seed):
+    generator = np.random.default_rng(seed)
+    n, k = int(generator.integers(1, 9)), 2 + seed % 2
+    y_test = generator.integers(0, k, n)
+    p_test = generator.dirichlet(np.full(k, 0.2), n)
+    given = inputs(k=k, images_test=[f"{i}.png" for i in range(n)], y_test=y_test, p_test=p_test)
+    changes = {"p_test_before": p_test, "groups_test": generator.integers(0, 4, n)}
+    result = evaluate_model(**{**given, **changes}, group_kind="patients")
+    for interval in result["evaluation"]["test"]["metrics"].values():
+        if interval["low"] is not None:
+            assert interval["low"] <= interval["value"] + 1e-6
+            assert interval["value"] <= interval["high"] + 1e-6
+
+
 def test_metrics_and_confusion_are_those_of_the_test_set(binary):
     given, result = binary
     test = result["evaluation"]["test"]
@@ -94,8 +116,9 @@ def test_policies_are_chosen_on_validation_and_judged_on_test(binary):
     given, result = binary
     table = {row["policy"]: row for row in result["evaluation"]["thresholds"]}
     row = table["sensitivity:0.95"]
-    called_val = given["p_val"][:, 1] >= row["threshold"]
-    assert called_val[given["y_val"] == 1].mean() >= 0.95
+    for policy, found in table.items():
+        chosen = choose_threshold(given["y_val"] == 1, given["p_val"][:, 1], policy)
+        assert found["threshold"] == pytest.approx(chosen, abs=1e-6), policy
     called, positive = given["p_test"][:, 1] >= row["threshold"], given["y_test"] == 1
     assert row["sensitivity"]["value"] == pytest.approx(called[positive].mean(), abs=1e-6)
     assert row["npv"]["value"] == pytest.approx((~positive)[~called].mean(), abs=1e-6)

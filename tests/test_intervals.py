@@ -56,14 +56,14 @@ def coverage(
     ],
 )
 def test_intervals_hold_the_truth_about_95_times_in_100(n_groups, distance, sizes):
-    repeats = 400
-    found = coverage(n_groups, distance, sizes, repeats)
-    # The simulation itself is uncertain by ± 2 · 1.1 points.
+    found = coverage(n_groups, distance, sizes, repeats=300)
+    # Three hundred repeats are uncertain by ± 2 · 1.25 points.
     for name, share in found.items():
-        assert share >= 0.93 - 0.022, (name, share)
+        assert share >= 0.93 - 0.025, (name, share)
+    # ECE's intervals are too wide, on purpose: see the head of intervals.py.
     usual = [share for name, share in found.items() if name != "ece"]
     assert 0.935 <= np.mean(usual) <= 0.975
-    assert max(usual) <= 0.97 + 0.022
+    assert max(usual) <= 0.97 + 0.025
 
 
 def test_a_short_simulation_covers_too():

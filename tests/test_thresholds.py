@@ -72,6 +72,12 @@ def test_a_clean_gap_is_cut_in_its_middle():
     assert choose_threshold(positive, np.array([0.1, 0.2, 0.8, 0.9])) == pytest.approx(0.5)
 
 
+def test_of_equally_good_thresholds_the_one_in_the_widest_gap_is_taken():
+    positive = np.array([False, True, False, True])
+    assert choose_threshold(positive, np.array([0.1, 0.4, 0.5, 0.6])) == pytest.approx(0.25)
+    assert choose_threshold(positive, np.array([0.1, 0.2, 0.5, 0.9])) == pytest.approx(0.7)
+
+
 def test_a_threshold_exists_even_if_scores_are_worthless():
     positive = np.array([True, False] * 10)
     for policy in ("youden", "sensitivity:0.95", "specificity:0.95", "cost:5/1"):

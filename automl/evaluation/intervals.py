@@ -150,7 +150,8 @@ def _bootstrap(
                 freedom = _freedom(y_true, probabilities, codes, name, positive_index)
             size = boundary_size(name, sizes, overall, positive_index)
             lowest = -1.0 if name == "mcc" else 0.0
-            low, high = bounded_interval(value, replicates[name], freedom, size, lowest)
+            highest = 2.0 if name == "brier" and len(sizes) > 2 else 1.0
+            low, high = bounded_interval(value, replicates[name], freedom, size, lowest, highest)
         result[name] = _interval(value, low, high, codes)
     return result, replicates
 
@@ -204,15 +205,16 @@ def bounded_interval(
     freedom: float,
     boundary: float,
     lowest: float = 0.0,
+    highest: float = 1.0,
 ) -> tuple[float, float]:
-    """An interval for a metric in [lowest, 1] whose bootstrap replicates are given.
+    """An interval for a metric in [lowest, highest] whose bootstrap replicates are given.
 
     ``freedom`` are the degrees of freedom of its standard error, ``boundary`` the independent
     images that a value without any spread stands for.
     """
     if np.isnan(value) or freedom < 1:
         return float("nan"), float("nan")
-    width = 1.0 - lowest
+    width = highest - lowest
     share = (value - lowest) / width
     error = standard_error(replicates) / width
     quantile = float(student.ppf(0.5 + LEVEL / 2, freedom))
