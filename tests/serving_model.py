@@ -1,9 +1,15 @@
 """A model of the shape that the search hands over, for the tests of serving."""
 
+import shutil
+from pathlib import Path
+
 import keras
 import numpy as np
 
 from automl.records import ModelInfo
+from automl.serving.export import export_saved_model
+from automl.serving.guards import add_guards, fit_guards
+from automl.serving.predictor import load
 
 
 def make_model(
@@ -15,15 +21,28 @@ def make_model(
 ) -> keras.Model:
     """Flat MobileNetV2 with preprocessing and temperature inside; outputs that vary.
 
-    A random backbone's features hardly differ between images; the standardisation is set
-    from noise images so that the random head gives probabilities worth comparing.
+    Keras' own random start lets the signal die out on its way; He's keeps it alive, and the
+    standardisation is set from drawn images, so that the probabilities are worth comparing.
     """
     keras.utils.set_random_seed(7)
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocess")(pixels)
     backbone = keras.applications.MobileNetV2(
-        input_tensor=scaled, alpha=width, include_top=False, weights=weights
+        input_shape=(image_size, image_size, 3),
+        input_tensor=scaled,
+        alpha=width,
+        include_top=False,
+        weights=weights,
     )
+    if weights is None:
+        rng = np.random.default_rng(3)
+        for layer in backbone.layers:
+            if "Conv2D" in type(layer).__name__:
+                shape = layer.kernel.shape
+                fan_in = (
+                    shape[0] * shape[1] * (1 if "Depthwise" in type(layer).__name__ else shape[2])
+                )
+                layer.kernel.assign(rng.normal(0, np.sqrt(2 / fan_in), shape))
     features = keras.layers.GlobalAveragePooling2D(name="features")(backbone.output)
     embed = keras.Model(pixels, features)
     seen = embed(draw_images(16, image_size).astype(np.float32), training=False).numpy()
@@ -66,3 +85,35 @@ def draw_images(count: int, size: int, seed: int = 0) -> np.ndarray:
         grey = head * (1 + waves / 100) + rng.normal(0, 4, (size, size))
         images[i] = np.clip(grey, 0, 255)[..., None].astype(np.uint8)
     return images
+
+
+def prepare_run(base: Path) -> Path:
+    """A run folder with model.keras, model/ and guards; made once below ``base``."""
+    run = base / "serving-run"
+    if not run.exists():
+        made = base / "serving-run-unfinished"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        model = make_model()
+        model.save(made / "model.keras")
+        export_saved_model(model, make_info(), made / "model")
+        add_training_guards(made / "model")
+        made.rename(run)
+    return run
+
+
+def add_training_guards(folder: Path) -> None:
+    """Guards of 200 drawn images."""
+    from automl.data.pixels import make_thumbnail
+
+    images = draw_images(200, 96, seed=1)
+    seen = load(folder).describe(images)
+    guards = fit_guards(
+        seen.features,
+        seen.statistics,
+        np.stack([make_thumbnail(image) for image in images]),
+        ["00" * 32] * len(images),
+        seen.probabilities,
+        seen.probabilities.argmax(axis=1),
+    )
+    add_guards(folder, guards)

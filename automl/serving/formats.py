@@ -24,7 +24,7 @@ ONNX_OPSET = 17
 
 def build_two_outputs(model: keras.Model) -> keras.Model:
     """The same layers with the outputs [probabilities, features]."""
-    return keras.Model(model.inputs, [model.outputs[0], model.get_layer("features").output])
+    return keras.Model(model.inputs[0], [model.outputs[0], model.get_layer("features").output])
 
 
 def convert_tflite(
