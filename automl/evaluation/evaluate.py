@@ -10,6 +10,7 @@ from automl.evaluation.calibration import reliability
 from automl.evaluation.cases import example_rows, label_suspects, make_cases, worst_mistakes
 from automl.evaluation.curves import curve_bands
 from automl.evaluation.intervals import (
+    RESAMPLES,
     Interval,
     bootstrap_difference,
     bootstrap_metrics,
@@ -27,7 +28,10 @@ from automl.evaluation.thresholds import (
 
 SUBGROUP_METRIC = "accuracy"
 SMALLEST_SUBGROUP = 10
+SUBGROUP_RESAMPLES = 500
 MOST_VALUES, MOST_ATTRIBUTES = 8, 12
+
+Metrics = dict[str, Interval]
 
 
 def evaluate_model(
@@ -83,9 +87,10 @@ def evaluate_model(
         if progress is not None:
             progress("evaluating", done, steps)
 
-    def measure(keep: np.ndarray | slice = slice(None)) -> dict[str, Interval]:
+    def measure(keep: np.ndarray | slice = slice(None), draws: int = RESAMPLES) -> Metrics:
         units = None if groups_test is None else groups_test[keep]
-        return bootstrap_metrics(y_test[keep], p_test[keep], threshold, units, seed, positive_index)
+        given = (y_test[keep], p_test[keep], threshold, units, seed, positive_index)
+        return bootstrap_metrics(*given, resamples=draws)
 
     report(0)
     predicted = predict_classes(p_test, threshold, positive_index)
@@ -137,7 +142,9 @@ def evaluate_model(
         "mistakes": make_cases(worst_mistakes(y_test, predicted, p_test), *named),
         "examples": {name: make_cases(rows, *named) for name, rows in examples.items()},
         "label_suspects": suspect_cases(images_test, classes, y_test, p_test),
-        "subgroups": subgroup_rows(attributes or {}, measure),
+        "subgroups": subgroup_rows(
+            attributes or {}, lambda keep: measure(keep, SUBGROUP_RESAMPLES)
+        ),
         "robustness": [],
         "external": [],
     }
@@ -272,7 +279,7 @@ def suspect_cases(
 
 def subgroup_rows(
     attributes: dict[str, Sequence[str | None]],
-    measure: Callable[[np.ndarray], dict[str, Interval]],
+    measure: Callable[[np.ndarray], Metrics],
 ) -> list[dict[str, Any]]:
     """The metrics of each subgroup of at least ten images; see `subgroup_values`."""
     rows = []
