@@ -62,6 +62,12 @@ def tiff_header(width: int, height: int, next_directory: int = 0) -> bytes:
     return data.ljust(200, b"\0") + GREY.tobytes()
 
 
+def text_bomb() -> bytes:
+    """A text chunk of 80 MB that takes 80 kB in the file."""
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80_000_000)))
+    return png(64, 64, text, data=bytes(65 * 64))
+
+
 def overwrite(data: bytes, start: float, value: bytes) -> bytes:
     """Replace what lies at the share ``start`` of the file."""
     at = int(len(data) * start)
@@ -95,8 +101,7 @@ def not_a_number(value: float) -> bytes:
 
 
 DEEP = GREY.astype(np.uint16) * 16
-TEXT_BOMB = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80_000_000)))
-LZW_LOOP = tiff_header(64, 64, next_directory=8)
+LOOP = tiff_header(64, 64, next_directory=8)
 
 # Name of the file → (its bytes, the check it must fail). A check may be one of several, where
 # decoders differ.
@@ -117,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "too_large",
     ),
     "real_bomb.png": (lambda: save(Image.new("1", (9_000, 9_000)), "PNG"), "too_large"),
-    "text_bomb.png": (lambda: png(64, 64, TEXT_BOMB, data=bytes(65 * 64)), "truncated"),
+    "text_bomb.png": (text_bomb, "truncated"),
     "half.jpg": (lambda: jpeg()[:900], "truncated"),
     "start.jpg": (lambda: jpeg()[:20], "truncated"),
     "zero_tail.jpg": (lambda: jpeg()[:900].ljust(len(jpeg()), b"\0"), "truncated"),
@@ -195,7 +200,7 @@ READ: dict[str, tuple[Callable[[], bytes], str]] = {
     "animated.png": (lambda: animation("PNG"), "animated"),
     "animated.webp": (lambda: animation("WEBP"), "animated"),
     "pages.tif": (lambda: animation("TIFF"), "animated"),
-    "loop.tif": (lambda: LZW_LOOP, ""),
+    "loop.tif": (lambda: LOOP, ""),
     "lossy.webp": (lambda: save(Image.fromarray(RGB), "WEBP"), ""),
     "grey.bmp": (lambda: save(Image.fromarray(GREY), "BMP"), ""),
     "ycbcr.tif": (lambda: save(Image.fromarray(RGB).convert("YCbCr"), "TIFF"), ""),
