@@ -227,8 +227,17 @@ class HyperbandOracle(keras_tuner.Oracle):
     def update_trial(
         self, trial_id: str, metrics: dict[str, float], step: int = 0
     ) -> trial_module.Trial:
+        """Take a trial's metrics; the objective must be among them."""
         with self._oracle_lock:
-            return super().update_trial(trial_id, metrics, step=step)
+            trial = self.trials[trial_id]
+            self._check_objective_found(metrics)
+            for name, value in metrics.items():
+                if not trial.metrics.exists(name):
+                    known = name == self.objective.name
+                    trial.metrics.register(name, self.objective.direction if known else "min")
+                trial.metrics.update(name, value, step=step)
+            self._save_trial(trial)
+            return trial
 
     def end_trial(self, trial: trial_module.Trial) -> None:
         """Take a trial's end; one that is not COMPLETED with a finite score has failed."""
@@ -238,12 +247,14 @@ class HyperbandOracle(keras_tuner.Oracle):
             known.status = COMPLETED if trial.status == COMPLETED else FAILED
             key = None
             if known.status == COMPLETED:
-                self.score_trial(known)
-                if known.score is None or not math.isfinite(known.score):
-                    known.status = FAILED
-                    known.message = known.message or f"The score was {known.score}."
-                else:
+                history = known.metrics.get_history(self.objective.name)
+                values = [value for observation in history for value in observation.value]
+                if values and all(math.isfinite(value) for value in values):
+                    self.score_trial(known)
                     key = -known.score if self.objective.direction == "max" else known.score
+                else:
+                    known.status = FAILED
+                    known.message = known.message or f"The scores were {values}."
             index, rung, configuration = self._place[known.trial_id]
             self.brackets[index].end(rung, configuration, key)
             self.end_order.append(known.trial_id)

@@ -1,0 +1,186 @@
+"""The study: what it asks, tells and writes down, without any training."""
+
+import json
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from automl.errors import SearchError, StorageError
+from automl.search.activations import PixelSource
+from automl.search.hyperband import make_schedule
+from automl.search.plan import candidate_schedules, describe_schedule
+from automl.search.study import StudyPlan, run_study
+from automl.search.summary import summarise_study
+from automl.search.space import describe_space
+from automl.search.trial import StudySpec, TrialError, TrialResult
+from automl.search.worker import WorkerError
+from automl.tracking.journal import Journal
+
+
+class Pretend(Executor):
+    """Answers trials at once: a score from the configuration's values, or the failure planned.
+
+    It stands for the training alone; oracle, study, journal and files are real.
+    """
+
+    def __init__(self, failures=None, stop_after=None):
+        self.failures = failures or {}
+        self.stop_after = stop_after
+        self.ran = []
+
+    def submit(self, fn, /, spec, task):
+        future = Future()
+        if self.stop_after is not None and len(self.ran) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.ran.append(task)
+        tries = sum(other.trial == task.trial for other in self.ran)
+        error = self.failures.get(task.trial)
+        if callable(error):
+            error = error(tries, task)
+        if error is not None:
+            future.set_exception(error)
+            return future
+        task.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        task.checkpoint.write_bytes(task.trial.encode())
+        rate = np.log10(task.params["learning_rate"])
+        score = float(0.9 - 0.05 * abs(rate + 3) + 0.001 * task.epochs)
+        epochs = range(1, task.epochs + 1)
+        history = tuple({"epoch": e, "loss": 1 / e, "val_loss": 1 / e, "seconds": 0.1} for e in epochs)
+        future.set_result(TrialResult(score, task.epochs, history, 0.1))
+        return future
+
+
+def make_study(folder: Path, max_epochs: int = 9) -> StudyPlan:
+    rows = np.arange(10)
+    spec = StudySpec(
+        PixelSource(folder / "pixels.npy", (10, 8, 8, 3), "d"), rows % 2, rows[:6], rows[6:8], 2, "none",
+        (0, 2, 4), 1, "oversample", "roc_auc", 3, None, 1e9, 1,
+    )  # fmt: skip
+    return StudyPlan(spec, make_schedule(max_epochs, 3), (0.35,), 32, folder)
+
+
+def run(folder: Path, executor: Pretend, max_epochs: int = 9, workers: int = 1):
+    folder.mkdir(exist_ok=True)
+    with Journal(folder / "journal.jsonl") as journal:
+        return run_study(make_study(folder, max_epochs), executor, journal, workers=workers)
+
+
+def result_of(study):
+    return [(t.trial, t.status, t.score, t.epochs, json.dumps(t.params)) for t in study.trials]
+
+
+def test_a_study_runs_its_schedule_and_keeps_only_the_best_checkpoint(tmp_path):
+    study = run(tmp_path, Pretend())
+    assert len(study.trials) == 22
+    assert study.best.score == max(trial.score for trial in study.trials)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"{study.best.trial}.npz"]
+    assert study.checkpoint.read_bytes() == study.best.trial.encode()
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 9, 13, 21])
+def test_an_interrupted_study_goes_on_where_it_stopped(tmp_path, after):
+    whole = run(tmp_path / "whole", Pretend())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "half", Pretend(stop_after=after))
+    rest = Pretend()
+    study = run(tmp_path / "half", rest)
+    assert result_of(study) == result_of(whole)
+    assert len(rest.ran) == 22 - after, "nothing that ended is run again"
+    assert study.best == whole.best or study.best.trial == whole.best.trial
+
+
+def test_workers_do_not_change_the_result(tmp_path):
+    one = run(tmp_path / "one", Pretend())
+    four = run(tmp_path / "four", Pretend(), workers=4)
+    assert result_of(one) == result_of(four)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "tries"),
+    [
+        (TrialError("nan", "the loss was NaN"), "nan", 1),
+        (WorkerError("timeout", "too long"), "timeout", 1),
+        (WorkerError("crash", "SIGSEGV"), "crash", 3),
+        (WorkerError("oom", "out of memory"), "oom", 2),
+        (ValueError("odd"), "error", 1),
+    ],
+)
+def test_a_failed_trial_is_a_result_and_is_replaced(tmp_path, error, reason, tries):
+    executor = Pretend({"0002-0": error})
+    study = run(tmp_path, executor)
+    failed = [trial for trial in study.trials if trial.status == "failed"]
+    assert [(trial.trial, trial.reason) for trial in failed] == [("0002-0", reason)]
+    assert failed[0].message
+    assert sum(task.trial == "0002-0" for task in executor.ran) == tries
+    assert sum(trial.epochs == 9 and trial.status == "completed" for trial in study.trials) == 5
+    assert len(study.trials) == 23
+
+
+def test_memory_that_ran_out_is_met_with_half_the_batch(tmp_path):
+    executor = Pretend({"0002-0": lambda tries, task: WorkerError("oom", "-") if tries == 1 else None})
+    study = run(tmp_path, executor)
+    assert [task.batch_size for task in executor.ran if task.trial == "0002-0"] == [32, 16]
+    assert all(trial.status == "completed" for trial in study.trials)
+
+
+def test_three_failures_of_a_kind_in_a_row_stop_the_search(tmp_path):
+    names = [f"{c:04d}-0" for c in range(40)]
+    with pytest.raises(SearchError, match=r"three|3 trials in a row.*first, .*broken"):
+        run(tmp_path, Pretend(dict.fromkeys(names, TrialError("error", "broken"))))
+
+
+def test_a_full_disk_ends_the_search_and_loses_no_trial(tmp_path):
+    executor = Pretend()
+    executor.failures = {"0001-0": OSError(28, "No space left on device")}
+    with pytest.raises(StorageError, match="No space left"):
+        run(tmp_path, executor)
+    before = len(executor.ran) - 1
+    rest = Pretend()
+    study = run(tmp_path, rest)
+    assert len(rest.ran) == 22 - before
+    assert len(study.trials) == 22
+
+
+def test_a_journal_cut_anywhere_in_its_last_lines_is_resumed(tmp_path):
+    whole = run(tmp_path / "whole", Pretend())
+    data = (tmp_path / "whole" / "journal.jsonl").read_bytes()
+    start = len(data) - sum(len(line) + 1 for line in data.split(b"\n")[:-1][-3:])
+    for end in range(start, len(data), 7):
+        folder = tmp_path / f"cut{end}"
+        folder.mkdir()
+        (folder / "journal.jsonl").write_bytes(data[:end])
+        rest = Pretend()
+        assert result_of(run(folder, rest)) == result_of(whole)
+        assert len(rest.ran) <= 2
+
+
+def test_a_clock_that_jumps_back_does_not_change_durations(tmp_path, monkeypatch):
+    import time
+
+    clock = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    study = run(tmp_path, Pretend())
+    assert 0 <= study.wall_seconds < 60
+    assert all(trial.finished_at >= 0 for trial in study.trials)
+
+
+def test_summary_counts_and_numbers_agree(tmp_path):
+    study = run(tmp_path, Pretend({"0002-0": TrialError("nan", "NaN")}))
+    summary = summarise_study(study, describe_space(make_study(tmp_path).make_oracle().get_space()))
+    assert (summary["trials"], summary["failed"]) == (23, 1)
+    assert [row["number"] for row in summary["rows"]] == list(range(1, 24))
+    best = next(row for row in summary["rows"] if row["number"] == summary["best"]["number"])
+    assert best["score"] == summary["best"]["score"] == study.best.score
+    # The learning rate alone decides the score here.
+    importance = {row["name"]: row["value"] for row in summary["importance"]}
+    assert max(importance, key=importance.get) == "learning_rate"
+
+
+def test_budget_schedules_grow_and_each_trains_something_to_its_end():
+    schedules = candidate_schedules(3, 1)
+    totals = [describe_schedule(schedule)["epochs"] for schedule in schedules]
+    assert min(totals) == 1
+    assert max(totals) > 1000
+    assert all(schedule[0][-1][0] >= 1 for schedule in schedules)
