@@ -26,14 +26,15 @@ def resize_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
         uint8 (size, size, 3).
     """
     height, width = pixels.shape[:2]
-    values = pixels.astype(np.float32)
+    values = pixels
     if (height, width) != (size, size):
+        # Tap by tap, so that a large image is never held in floats as a whole.
         source, weights = filter_taps(height, size)
-        rows = np.zeros((size, *values.shape[1:]), np.float32)
+        rows = np.zeros((size, *pixels.shape[1:]), np.float32)
         for tap in range(source.shape[1]):
-            rows += np.take(values, source[:, tap], axis=0) * weights[:, tap, None, None]
+            rows += np.take(pixels, source[:, tap], axis=0) * weights[:, tap, None, None]
         source, weights = filter_taps(width, size)
-        values = np.zeros((size, size, values.shape[2]), np.float32)
+        values = np.zeros((size, size, pixels.shape[2]), np.float32)
         for tap in range(source.shape[1]):
             values += np.take(rows, source[:, tap], axis=1) * weights[:, tap, None]
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

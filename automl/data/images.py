@@ -138,7 +138,8 @@ def decode_bytes(data: bytes) -> tuple[np.ndarray, dict[str, Any]]:
     else:
         pixels, facts = decode_picture(data)
     facts["height"], facts["width"] = pixels.shape[:2]
-    if (pixels == pixels[0, 0]).all():
+    # A coarse look first: the whole comparison takes long for a large image.
+    if (pixels[::7, ::7] == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         facts["notes"].append("blank")
     return pixels, facts
 
@@ -240,8 +241,8 @@ def stretch(values: np.ndarray) -> np.ndarray:
     Raises:
         ImageError: a value is NaN or infinite.
     """
-    values = np.asarray(values, dtype=np.float32)
-    if not np.isfinite(values).all():
+    values = np.asarray(values)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ImageError("not_finite", "holds values that are not numbers (NaN or infinity)")
     # A regular sample of about a million values is enough for a percentile, and bounds memory.
     some = values.ravel()[:: max(1, values.size // 1_000_000)]
@@ -250,6 +251,8 @@ def stretch(values: np.ndarray) -> np.ndarray:
         low, high = float(values.min()), float(values.max())
     if high <= low:
         return np.full(values.shape, 128, dtype=np.uint8)
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return scale_between(np.arange(2**16), low, high)[values]
     return scale_between(values, low, high)
 
 
