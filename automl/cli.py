@@ -150,7 +150,7 @@ def predict(
     from automl.serving.tables import write_json_list, write_predictions
 
     with hush():
-        predictor = load(model, trust=trust)
+        predictor = load(find_model(model), trust=trust)
     given = sys.stdin.read().splitlines() if images == ("-",) else images
     files = list(find_images(given))
     predictions = console.count(predictor.iterate(files), "predicting", len(files))
@@ -249,6 +249,12 @@ def doctor(console: Console, out: str, tracking_uri: str | None) -> int:
     else:
         console.say(render_checks(checks))
     return 1 if any(check["status"] == "missing" for check in checks) else 0
+
+
+def find_model(model: str) -> Path:
+    """A run's name under reports/ counts as its folder, as in ``find_run``."""
+    named = Path("reports") / model
+    return named if named.is_dir() and not Path(model).exists() else Path(model)
 
 
 def find_run(run: str) -> Path:
