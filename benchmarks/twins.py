@@ -2,7 +2,7 @@
 
     python benchmarks/twins.py --data ../shared/data/brain-tumor
 
-Prints tables and writes benchmarks/twins.json. Times are of one thread; the larger set is drawn
+Prints tables and writes --out. Times are of one thread; the larger set is drawn
 from the thumbnails of the real one with noise, since only the comparison grows with n².
 """
 
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/brain-tumor")
     parser.add_argument("--cache", help="where the scan is kept; default a temporary folder")
     parser.add_argument("--seeds", type=int, default=3, help="sets of planted copies")
+    parser.add_argument("--out", type=Path, default=Path("twins.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         temporary = Path(folder)
@@ -237,9 +238,8 @@ def main() -> None:
     print_table("Seconds on one thread, without reading the images", times)
     summary = {key: audit.summary[key] for key in ("twins", "shortcuts", "one_nn")}
     print("\n" + json.dumps(summary, indent=1))
-    target = Path(__file__).with_suffix(".json")
     result = {"planted": thresholds, "splits": splits, "times": times, "data": summary}
-    target.write_text(json.dumps(result, indent=1, default=float) + "\n")
+    options.out.write_text(json.dumps(result, indent=1, default=float) + "\n")
 
 
 def pool(rows: tuple[dict[str, Any], ...]) -> dict[str, Any]:

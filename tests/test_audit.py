@@ -143,6 +143,10 @@ def test_too_few_patients_are_counted_as_patients_with_the_number_needed() -> No
     finding = check_amount(dataset, np.arange(4000) // 40, None, CONFIG, "patients")[0]
     assert finding.detail == {"needed": 139, "have": {"a": 7, "b": 7}}
     assert "139" in finding.remedy and "patients" in finding.title
+    part = np.where(np.arange(4000) % 2000 < 400, "test", "train").astype(object)
+    split = Split(part, np.arange(4000) // 40, "file", 0, 0, "")
+    finding = check_amount(dataset, split.group, split, CONFIG, "patients")[0]
+    assert finding.detail["have"] == {"a": 10, "b": 10}
 
 
 @pytest.mark.parametrize(

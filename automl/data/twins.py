@@ -213,8 +213,9 @@ def group_sizes(group: np.ndarray) -> dict[int, int]:
 
 
 def blank_findings(scan: Scan, thumbnails: np.ndarray) -> list[Finding]:
-    """Images that are nearly constant."""
-    blank = np.flatnonzero(~np.any(thumbnails, axis=(1, 2)))
+    """Images that are nearly constant; those of a single colour are a finding of the scan."""
+    single = np.array(["blank" in fact.get("notes", ()) for fact in scan.facts])
+    blank = np.flatnonzero(~np.any(thumbnails, axis=(1, 2)) & ~single)
     if not len(blank):
         return []
     return [
