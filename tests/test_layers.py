@@ -49,8 +49,6 @@ HOMES = {
     "PIL": ("data/", "serving/novelty.py"),
     "pydicom": ("data/dicom.py",),
     "click": ("cli.py", "options.py"),
-    "distributed": ("search/",),
-    "dask": ("search/",),
 }
 HEAVY = {"tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "sklearn", "pandas", "numpy"}
 
