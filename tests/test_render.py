@@ -179,6 +179,7 @@ def test_synthetic_images_and_random_weights_are_said_at_the_top(tmp_path):
 
 def test_missing_pictures_and_foreign_names_are_said_not_followed(tmp_path):
     report = report_fixture.full_report()
+    (tmp_path / "pictures").mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     report["evaluation"]["mistakes"][0]["picture"] = "../secret.jpg"
     text = fill_without_figures(report, tmp_path)

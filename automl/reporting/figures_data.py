@@ -61,7 +61,7 @@ def twin_figure(report: dict[str, Any]) -> Figure | None:
 def shortcut_figure(report: dict[str, Any]) -> Figure | None:
     """How well single file properties tell the classes apart."""
     found = report["audit"]["shortcuts"]
-    if not found or not found["properties"]:
+    if not found or found["auc"] is None or not found["properties"]:
         return None
     items = [item for item in found["properties"] if item["auc"] is not None]
     items.sort(key=lambda item: -item["auc"])

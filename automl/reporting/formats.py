@@ -146,6 +146,20 @@ def listing(names: Any) -> str:
     )
 
 
+def grouping(part: dict[str, Any]) -> str:
+    """What a data set's or test set's groups are, after "560 images"; "" if single images.
+
+    ``group_kind`` is images, twins (or near-duplicates), patients, or patients and twins.
+    """
+    groups, kind = part["groups"], part["group_kind"] or ""
+    if groups is None or kind == "images":
+        return ""
+    if "patients" in kind:
+        return f" of {plural(groups, 'patient')}"
+    what = "near-copies" if kind in ("twins", "near-duplicates") else kind or "unknown kind"
+    return f" in {groups:,} groups ({what} kept together)"
+
+
 def plural(count: int, noun: str) -> str:
     """``1 trial``, ``22 trials``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -12,6 +12,7 @@ from automl.reporting.formats import (
     METRIC_NAMES,
     brief,
     duration,
+    grouping,
     interval,
     large,
     number,
@@ -59,11 +60,7 @@ def make_model_card(report: dict[str, Any]) -> str:
         "## Test results",
         "",
         f"{number(test['images'])} images"
-        + (
-            f" in {number(test['groups'])} groups ({escape(test['group_kind'] or 'unknown')})"
-            if test["groups"]
-            else ""
-        )
+        + escape(grouping(test))
         + f", evaluated {times(test['test_evaluations'])}. 95\u202f% bootstrap intervals.",
         "",
         *metric_lines(report),

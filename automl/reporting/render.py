@@ -133,6 +133,7 @@ def make_environment() -> Environment:
         "interval",
         "plural",
         "percent_interval",
+        "grouping",
         "listing",
         "times",
         "span",

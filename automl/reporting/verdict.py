@@ -204,13 +204,13 @@ def real_images(report: dict[str, Any]) -> Answer:
 
 def patients_known(report: dict[str, Any]) -> Answer:
     kind, groups = report["dataset"]["group_kind"], report["dataset"]["groups"]
-    if not kind or groups is None:
+    if not kind or groups is None or kind == "images":
         text = "Patients are not known, so images of one patient may be in train and test."
         return "caution", text, "split"
     if "patient" in kind:
         return "pass", f"Each of {plural(groups, 'patient')} is on one side of the split.", "split"
     text = (
-        f"Patients are not known; {groups:,} groups of near-copies ({kind}) were kept whole "
+        f"Patients are not known; {groups:,} groups of near-copies were kept whole "
         "instead. If one patient has several scans, the intervals are too narrow."
     )
     return "caution", text, "split"
