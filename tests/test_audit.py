@@ -25,6 +25,7 @@ from automl.data.shortcuts import (
     auc_interval,
     encode,
     file_properties,
+    fit_predict,
     make_folds,
     measure_shortcuts,
     name_properties,
@@ -217,6 +218,13 @@ def test_folds_keep_groups_whole_and_a_lonely_class_has_none() -> None:
     assert all(len(np.unique(fold[group == g])) == 1 for g in range(10))
     lonely = np.where(np.arange(40) < 4, 1, 0)
     assert make_folds(make_dataset(["a"] * 40).samples, lonely, group, 2, 0) is None
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+def test_trees_that_saw_one_class_predict_that_class(boosted: bool) -> None:
+    values = np.arange(8.0)[:, None]
+    probabilities = fit_predict(values, np.ones(8, dtype=int), values[:2], 3, boosted)
+    assert probabilities.tolist() == [[0.0, 1.0, 0.0]] * 2
 
 
 def test_encoding_takes_scalars_that_vary_and_nothing_else() -> None:

@@ -200,6 +200,9 @@ def fit_predict(
     else:
         model = DecisionTreeClassifier(max_depth=MAX_DEPTH, min_samples_leaf=leaf, random_state=0)
     probabilities = np.zeros((len(test), n_classes))
+    if len(np.unique(targets)) == 1:
+        probabilities[:, targets[0]] = 1
+        return probabilities
     # OpenMP threads wait for one another by spinning: where another process has the second
     # core, boosting on two takes a hundred times as long as on one.
     with threadpool_limits(1, user_api="openmp") if boosted else nullcontext():
