@@ -105,7 +105,7 @@ def test_a_search_is_a_parent_and_one_child_for_each_configuration(sent):
     assert {"report.html", "audit.json", "predictions.csv"} <= set(parent["files"])
     children = [content[str(n)] for n in range(17)]
     assert {child["tags"]["mlflow.parentRunId"] for child in children} == {"search"}
-    assert children[7]["name"].startswith("07 depth=2 head=128 drop")
+    assert children[7]["name"].startswith("07 depth=2 head=128 lr=")
     assert [child["tags"]["automl.best"] for child in children].count("true") == 1
 
 
@@ -311,7 +311,7 @@ def test_the_model_is_logged_with_all_that_serving_needs(folder):
     client = client_of(folder)
     model = client.get_logged_model(result.model_id)
     files = Path(model.artifact_location.removeprefix("file://"))
-    info = mlflow.models.get_model_info(str(files))
+    info = mlflow.models.Model.load(str(files))
     assert info.metadata["threshold"] == 0.4 and info.metadata["classes"] == list(CLASSES)
     assert len(info.metadata["saved_model_sha256"]) == 64
     assert [spec.name for spec in info.signature.inputs] == ["b64", "pixels"]

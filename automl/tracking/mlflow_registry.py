@@ -27,6 +27,7 @@ from automl.tracking.replay import shorten
 ARTIFACTS = (
     "report.html",
     "report.json",
+    "audit.html",
     "audit.json",
     "trials.csv",
     "config.yaml",

@@ -174,9 +174,12 @@ def _child(
     ended_at = outcome["time"] if outcome else _last_time(item, last)
     params = {name: shorten(value) for name, value in last["params"].items()}
     digits = len(str(max(start.get("plan", {}).get("configurations", 0), 10)))
+    # What is the same in every run tells none apart.
+    fixed = {item["name"] for item in start.get("space", []) if item.get("kind") == "fixed"}
+    varied = {name: value for name, value in last["params"].items() if name not in fixed}
     return TrackedRun(
         key=str(number),
-        name=configuration_name(number, last["params"], digits),
+        name=configuration_name(number, varied, digits),
         status=status,
         start_time=milliseconds(item.first),
         end_time=None if status == "RUNNING" else milliseconds(ended_at),
@@ -380,6 +383,8 @@ def _brief(value: Any) -> str:
 def _range(item: Mapping[str, Any]) -> str:
     if item.get("kind") == "choice":
         return shorten(", ".join(str(value) for value in item.get("values", [])))
+    if item.get("kind") == "fixed":
+        return shorten(item.get("default"))
     return f"{item.get('low')} to {item.get('high')} ({item.get('sampling', 'linear')})"
 
 
