@@ -149,6 +149,13 @@ def test_split_and_group_columns_can_be_named(csv_file, tmp_path):
         load(path, label_column="diagnosis")
 
 
+def test_a_column_that_is_not_there_is_not_passed_over_for_folders(csv_file, class_folders):
+    with pytest.raises(UsageError, match=r"'diagnosis' is not a column of .*Brain.csv. It has: Im"):
+        load(csv_file.parent, label_column="diagnosis")
+    with pytest.raises(UsageError, match="--label-column is about a CSV file"):
+        load(class_folders, label_column="diagnosis")
+
+
 def test_the_sample_is_the_default_and_needs_no_path(cache_dir):
     dataset = load_dataset(SearchConfig(cache_dir=str(cache_dir)))
     assert dataset.synthetic and dataset.kind == "sample"

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from automl.config import SearchConfig
+from automl.config import SearchConfig, flag
 from automl.data.dicom import read_patient
 from automl.data.files import ImageFile, fold, is_dicom, list_images
 from automl.data.images import EXTENSIONS
@@ -83,6 +83,15 @@ def read_folder(root: Path, config: SearchConfig) -> Dataset:
     tables = find_tables(root, files, config)
     if len(tables) == 1:
         return read_csv(tables[0], files, findings, config)
+    if not tables and list_column_options(config):
+        # The user speaks of a table: say what is wrong with it, rather than read folders.
+        paths = sorted(path for path in root.glob("*.[ct]sv") if not path.name.startswith("."))
+        if len(paths) == 1:
+            return read_csv(read_table(paths[0]), files, findings, config)
+        raise UsageError(
+            f"{list_column_options(config)} is about a CSV file, and {root} holds {len(paths)} of them, "
+            "none of which fits. Name the file: --data FILE.csv"
+        )
     depth, split_folders = find_layout(files)
     if len({file.parts[depth] for file in files if len(file.parts) > depth + 1}) == 0:
         if tables:
@@ -158,6 +167,12 @@ def find_tables(root: Path, files: list[ImageFile], config: SearchConfig) -> lis
         if sum(bool(index.find(row.get(roles.image, ""))) for row in some) >= len(some) / 2:
             found.append(table)
     return found
+
+
+def list_column_options(config: SearchConfig) -> str:
+    """The column options that the user gave, or ""."""
+    options = ("image_column", "label_column", "group_column", "split_column")
+    return " ".join(flag(name) for name in options if getattr(config, name) is not None)
 
 
 def choose_roles(table: Table, config: SearchConfig) -> Roles:
