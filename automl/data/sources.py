@@ -89,8 +89,8 @@ def read_folder(root: Path, config: SearchConfig) -> Dataset:
         if len(paths) == 1:
             return read_csv(read_table(paths[0]), files, findings, config)
         raise UsageError(
-            f"{list_column_options(config)} is about a CSV file, and {root} holds {len(paths)} of them, "
-            "none of which fits. Name the file: --data FILE.csv"
+            f"{list_column_options(config)} is about a CSV file, and {root} holds {len(paths)} of "
+            "them, none of which fits. Name the file: --data FILE.csv"
         )
     depth, split_folders = find_layout(files)
     if len({file.parts[depth] for file in files if len(file.parts) > depth + 1}) == 0:
