@@ -191,6 +191,7 @@ class HyperbandOracle(keras_tuner.Oracle):
         self._seen: set[str] = set()
         self._sampled = 0
         self._place: dict[str, tuple[int, int, int]] = {}
+        self._not_finite: set[str] = set()
         self._oracle_lock = threading.RLock()
         self.verbose = 0
 
@@ -232,6 +233,9 @@ class HyperbandOracle(keras_tuner.Oracle):
             trial = self.trials[trial_id]
             self._check_objective_found(metrics)
             for name, value in metrics.items():
+                if not math.isfinite(value):
+                    self._not_finite.add(trial_id)
+                    continue
                 if not trial.metrics.exists(name):
                     known = name == self.objective.name
                     trial.metrics.register(name, self.objective.direction if known else "min")
@@ -247,14 +251,13 @@ class HyperbandOracle(keras_tuner.Oracle):
             known.status = COMPLETED if trial.status == COMPLETED else FAILED
             key = None
             if known.status == COMPLETED:
-                history = known.metrics.get_history(self.objective.name)
-                values = [value for observation in history for value in observation.value]
-                if values and all(math.isfinite(value) for value in values):
+                scored = known.metrics.exists(self.objective.name)
+                if scored and known.trial_id not in self._not_finite:
                     self.score_trial(known)
                     key = -known.score if self.objective.direction == "max" else known.score
                 else:
                     known.status = FAILED
-                    known.message = known.message or f"The scores were {values}."
+                    known.message = known.message or "The score was not a finite number."
             index, rung, configuration = self._place[known.trial_id]
             self.brackets[index].end(rung, configuration, key)
             self.end_order.append(known.trial_id)

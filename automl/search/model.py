@@ -118,13 +118,11 @@ def head_layers(
     variance: np.ndarray | None = None,
     seed: int | None = None,
 ) -> Any:
-    """Logits (n, 1 or k) of ``features`` (n, C): standardise, maybe a hidden layer, linear."""
-    channels = features.shape[-1]
-    x = keras.layers.Normalization(
-        mean=np.zeros(channels, "float32") if mean is None else mean,
-        variance=np.ones(channels, "float32") if variance is None else variance,
-        name="standardise",
-    )(features)
+    """Logits (n, 1 or k) of ``features`` (n, C): standardise, maybe a hidden layer, linear.
+
+    Without ``mean`` and ``variance`` (C,) the standardisation is a weight, to be adapted.
+    """
+    x = keras.layers.Normalization(mean=mean, variance=variance, name="standardise")(features)
     if head_units:
         x = keras.layers.Dense(
             head_units,

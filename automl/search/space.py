@@ -87,6 +87,8 @@ class MobileNetHyperModel(keras_tuner.HyperModel):
         depths, widths: what the search may choose from.
         weights: "imagenet", "none" or a path.
         seed: of a random backbone and of the head's start.
+        statistics: mean and variance (C,) of the training features, where they are known;
+            else ``fit`` measures them.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class MobileNetHyperModel(keras_tuner.HyperModel):
         widths: tuple[float, ...] = (0.35,),
         weights: str = "imagenet",
         seed: int = 0,
+        statistics: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         super().__init__(name="mobilenet_v2")
+        self.statistics = statistics
         self.n_classes = n_classes
         self.image_size = image_size
         self.depths = depths
@@ -109,11 +113,14 @@ class MobileNetHyperModel(keras_tuner.HyperModel):
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         params = define_space(hp, self.depths, self.widths)
         backbone = load_backbone(self.image_size, params["width"], self.weights, self.seed)
+        mean, variance = self.statistics or (None, None)
         logits = head_layers(
             backbone.output,
             self.n_classes,
             head_units=params["head_units"],
             dropout=params["dropout"],
+            mean=mean,
+            variance=variance,
             seed=self.seed,
         )
         binary = output_units(self.n_classes) == 1
@@ -132,12 +139,14 @@ class MobileNetHyperModel(keras_tuner.HyperModel):
     def fit(
         self, hp: keras_tuner.HyperParameters, model: keras.Model, x: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        images = x if isinstance(x, np.ndarray) else np.concatenate([b[0] for b in x.take(8)])
-        backbone = keras.Model(model.input, model.get_layer("features").output)
-        features = backbone.predict(images[:512], verbose=0)
-        standardise = model.get_layer("standardise")
-        standardise.mean.assign(features.mean(axis=0, keepdims=True))
-        standardise.variance.assign(features.var(axis=0, keepdims=True))
+        if self.statistics is None:
+            images = x if isinstance(x, np.ndarray) else np.concatenate([b[0] for b in x.take(8)])
+            backbone = keras.Model(model.input, model.get_layer("features").output)
+            features = backbone.predict(images[:512], verbose=0)
+            standardise = model.get_layer("standardise")
+            standardise.adapt_mean.assign(features.mean(axis=0))
+            standardise.adapt_variance.assign(features.var(axis=0))
+            standardise.finalize_state()
         if "tuner/epochs" in hp.values:
             kwargs["epochs"] = hp.values["tuner/epochs"]
         return model.fit(x, *args, **kwargs)
