@@ -1,11 +1,12 @@
 """What MLflow's autolog records of a Hyperband search, beside what the journal's copy records.
 
-    python benchmarks/mlflow_autolog.py
+    python benchmarks/mlflow_autolog.py [--models]
 
 A stock keras_tuner.Hyperband with a tiny dense network on random numbers, its first 20
 trials: once with mlflow.keras.autolog and no run open, once within one open run, and once
 with the trials written to a journal and copied by sync_run. Prints a table and writes
-mlflow_autolog.json beside this file. About a minute on two idle cores.
+mlflow_autolog.json beside this file. --models leaves autolog's logging of a model for each
+trial on, as it is by default: it starts a process that loads TensorFlow each time, many minutes.
 """
 
 import contextlib
@@ -132,7 +133,7 @@ def with_autolog(folder: Path, within_a_run: bool) -> dict[str, float]:
     name = str(within_a_run)
     location = (folder / "artifacts").as_uri()
     mlflow.set_experiment(experiment_id=mlflow.create_experiment(name, location))
-    mlflow.keras.autolog(silent=True)
+    mlflow.keras.autolog(silent=True, log_models="--models" in sys.argv)
     try:
         if within_a_run:
             with mlflow.start_run():

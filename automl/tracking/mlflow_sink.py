@@ -219,9 +219,10 @@ def ui_hint(uri: str, experiment_id: str, run_id: str) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error, without credentials."""
+    """The first line of an error, without credentials and the layers below the request."""
     text = redact(str(error).strip().split("\n")[0]) or type(error).__name__
-    return text[:300] + ("" if text.endswith(".") else ".")
+    text = text.split(" with exception")[0]
+    return text[:600] + ("" if text.endswith(".") else ".")
 
 
 def write_link(folder: Path, result: SyncResult) -> None:
@@ -327,6 +328,8 @@ class MlflowSink:
 
 def describe(result: SyncResult, folder: Path) -> str:
     """One line for the user: where the copy is, or how to send what is missing."""
+    if "automl sync" in result.error:
+        return result.error
     if result.error:
         return (
             f"MLflow at {result.tracking_uri} does not have the whole run: {result.error} "
