@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from automl.config import SearchConfig
-from automl.console import Console
+from automl.console import Console, hush
 from automl.data.audit import audit_dataset
 from automl.data.pixels import scan_images
 from automl.data.sources import cache_folder, load_dataset
@@ -87,7 +87,8 @@ def search_into(
     write_json(folder / "audit.json", audit.to_json())
     say_findings(audit, console)
 
-    from automl import stages
+    with hush():
+        from automl import stages
 
     sizes = summarise_split(split, scan.dataset)
     begin = {
@@ -167,10 +168,7 @@ def read_images(
 ) -> tuple[Scan, Twins]:
     """One pass over the files, and which of them show the same."""
     scan = scan_images(dataset, config.image_size, cache, console.progress)
-    console.progress("looking for near-copies", 0, 1)
-    twins = find_twins(scan, config.twin_threshold)
-    console.progress("looking for near-copies", 1, 1)
-    return scan, twins
+    return scan, find_twins(scan, config.twin_threshold, progress=console.progress)
 
 
 def audit_data(config: SearchConfig, console: Console | None = None) -> tuple[Dataset, Audit]:
@@ -178,7 +176,7 @@ def audit_data(config: SearchConfig, console: Console | None = None) -> tuple[Da
     console = console or Console(quiet=True)
     dataset = load_dataset(config)
     scan = scan_images(dataset, None, cache_folder(config), console.progress)
-    twins = find_twins(scan, config.twin_threshold)
+    twins = find_twins(scan, config.twin_threshold, progress=console.progress)
     split = make_split(scan, twins, config)
     return scan.dataset, audit_dataset(scan, twins, split, config)
 
@@ -190,7 +188,8 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
     cache = cache_folder(config)
     scan, twins = read_images(config, dataset, cache, console)
     split = make_split(scan, twins, config)
-    from automl import stages
+    with hush():
+        from automl import stages
 
     spec = stages.make_spec(config, scan, split, cache)
     left = None

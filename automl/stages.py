@@ -33,6 +33,7 @@ from automl.records import ModelInfo, Scan, Split, Study
 from automl.search.activations import PixelSource
 from automl.search.engine import tensorflow_engine
 from automl.search.hyperband import make_schedule
+from automl.search.model import cut_logits
 from automl.search.objective import probabilities_of
 from automl.search.plan import (
     BUDGET_SHARE,
@@ -284,7 +285,7 @@ def finish_model(study: Study, spec: StudySpec, scan: Scan, split: Split, consol
     shift = prior_shift(counts, balanced)
     head_shift = np.array([shift[1] - shift[0]]) if spec.n_classes == 2 else shift
     model = trainer.best_model(study.best.params, study.checkpoint, bias_shift=head_shift)
-    logits = model_logits(model)
+    logits = tensorflow_engine(cut_logits(model))
     answers = {}
     for done, (name, part) in enumerate(rows.items()):
         console.progress("predicting", done, len(rows))
@@ -312,12 +313,6 @@ def finish_model(study: Study, spec: StudySpec, scan: Scan, split: Split, consol
         test=apply_calibration(answers["test"], temperature),
         features=features,
     )
-
-
-def model_logits(model: Any) -> Callable[[np.ndarray], list[np.ndarray]]:
-    import keras
-
-    return tensorflow_engine(keras.Model(model.inputs, model.get_layer("logits").output))
 
 
 def evaluate_winner(

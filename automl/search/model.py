@@ -164,3 +164,8 @@ def join(backbone: keras.Model, head: Head, n_classes: int, temperature: float =
     model.get_layer("logits").set_weights([head.kernel, head.bias])
     model.trainable = False
     return model
+
+
+def cut_logits(model: keras.Model) -> keras.Model:
+    """A joined model up to its logits, before temperature; shares the layers."""
+    return keras.Model(model.inputs, model.get_layer("logits").output)

@@ -1,0 +1,83 @@
+"""A finished model on images from elsewhere: the honest question behind every test set."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automl.config import make_config
+from automl.console import Console, hush
+from automl.data.sources import load_dataset
+from automl.errors import DataError
+from automl.evaluation.intervals import bootstrap_metrics, group_codes
+from automl.evaluation.plain import to_json
+from automl.records import Run
+
+
+def evaluate_external(run: Run, data: str, names: dict[str, str], console: Console) -> dict[str, Any]:
+    """One entry of the report's "external" part.
+
+    Args:
+        run: a finished run.
+        data: a folder or CSV, as for a search; all of its images are used.
+        names: labels of ``data`` that mean one of the model's classes: theirs → ours.
+
+    Returns:
+        name, images, unreadable, seen_in_training, metrics, without_seen (metrics of the
+        images that are no twins of training images), drop (external minus internal) and map.
+
+    Raises:
+        UsageError: a label that the model does not know.
+        DataError: fewer than two images of a class can be read.
+    """
+    dataset = load_dataset(make_config({"data": data}))
+    with hush():
+        from automl.serving.predictor import load
+        from automl.serving.tables import predict_dataset
+
+    predictor = load(run.model_dir)
+    text = ",".join(f"{theirs}={ours}" for theirs, ours in names.items())
+    answers = predict_dataset(predictor, dataset, text, progress=console.progress)
+    classes = predictor.info.classes
+    counts = np.bincount(answers.y_true, minlength=len(classes))
+    if (counts < 2).any():
+        listed = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=True))
+        raise DataError(
+            f"{data} has too few readable images of a class for an evaluation: {listed}. Each needs at "
+            "least two."
+        )
+    samples = [dataset.samples[row] for row in answers.rows]
+    patients = [sample.group for sample in samples]
+    # Codes of the patients, where all are known; else every image stands for itself.
+    groups = None if None in patients else group_codes(np.unique(patients, return_inverse=True)[1], len(patients))
+    threshold = predictor.info.threshold if len(classes) == 2 else None
+    readable = [p for p in answers.predictions if p.label is not None]
+    seen = np.array(["seen-in-training" in p.flags for p in readable])
+    seed = run.report["run"]["seed"]
+
+    def measure(keep: np.ndarray) -> dict[str, Any]:
+        units = None if groups is None else groups[keep]
+        return bootstrap_metrics(answers.y_true[keep], answers.probabilities[keep], threshold, units, seed)
+
+    metrics = measure(np.ones(len(readable), bool))
+    fresh = np.bincount(answers.y_true[~seen], minlength=len(classes))
+    internal = run.report["evaluation"]["test"]["metrics"]
+    drop = {
+        name: metrics[name]["value"] - internal[name]["value"]
+        for name in metrics
+        if internal.get(name, {}).get("value") is not None
+    }
+    return to_json(
+        {
+            "name": dataset.name if data == "sample" else Path(data).name,
+            "images": len(readable),
+            "unreadable": len(answers.predictions) - len(readable),
+            "seen_in_training": int(seen.sum()),
+            "metrics": metrics,
+            "without_seen": measure(~seen) if seen.any() and (fresh >= 2).all() else None,
+            "drop": drop,
+            "map": names,
+            "findings": [asdict(finding) for finding in dataset.findings],
+        }
+    )
