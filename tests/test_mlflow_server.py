@@ -200,7 +200,7 @@ def test_a_server_that_was_absent_gets_the_whole_search_later(mortal, tmp_path, 
 
 
 def test_two_searches_at_once_share_a_server(server, tmp_path, undisturbed):
-    letters = ("d", "e")
+    letters = ("1", "e")
     folders = [tmp_path / f"run-{letter}" for letter in letters]
     sinks = [MlflowSink(folder, server.uri) for folder in folders]
     for sink in sinks:
@@ -298,11 +298,11 @@ def test_a_server_with_postgresql_behind_it_holds_the_same(postgres, tmp_path, u
     server = Server(folder, postgres)
     try:
         server.start()
-        run = make_run(tmp_path, "d")
+        run = make_run(tmp_path, "2")
         assert sync_run(run, server.uri, register="tumours").version == "1"
         again = sync_run(run, server.uri, register="tumours")
         assert (again.created, again.updated, again.version) == (0, 0, "1")
-        assert content(server.uri, "d") == undisturbed
+        assert content(server.uri, "2") == undisturbed
     finally:
         server.kill()
 
