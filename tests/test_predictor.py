@@ -56,8 +56,8 @@ def test_other_endings_are_refused(tmp_path):
 
 
 def test_labels_are_matched_by_name_and_by_map():
-    classes = ("healthy", "tumour")
-    assert map_classes(["Tumour", "HEALTHY"], classes) == {"Tumour": 1, "HEALTHY": 0}
+    classes = ("healthy", "Tumour")
+    assert map_classes(["tumour", "HEALTHY"], classes) == {"tumour": 1, "HEALTHY": 0}
     mapped = map_classes(["glioma", "healthy", "blurred"], classes, "glioma=tumour, blurred=")
     assert mapped == {"glioma": 1, "healthy": 0, "blurred": None}
 
