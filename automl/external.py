@@ -15,13 +15,14 @@ from automl.evaluation.plain import to_json
 from automl.records import Run
 
 
-def evaluate_external(run: Run, data: str, names: dict[str, str], console: Console) -> dict[str, Any]:
+def evaluate_external(run: Run, data: str, mapping: str | None, console: Console) -> dict[str, Any]:
     """One entry of the report's "external" part.
 
     Args:
         run: a finished run.
         data: a folder or CSV, as for a search; all of its images are used.
-        names: labels of ``data`` that mean one of the model's classes: theirs → ours.
+        mapping: labels of ``data`` that mean one of the model's classes, such as
+            "glioma=tumour,notumor=healthy"; others are matched by name.
 
     Returns:
         name, images, unreadable, seen_in_training, metrics, without_seen (metrics of the
@@ -37,8 +38,7 @@ def evaluate_external(run: Run, data: str, names: dict[str, str], console: Conso
         from automl.serving.tables import predict_dataset
 
     predictor = load(run.model_dir)
-    text = ",".join(f"{theirs}={ours}" for theirs, ours in names.items())
-    answers = predict_dataset(predictor, dataset, text, progress=console.progress)
+    answers = predict_dataset(predictor, dataset, mapping, progress=console.progress)
     classes = predictor.info.classes
     counts = np.bincount(answers.y_true, minlength=len(classes))
     if (counts < 2).any():
@@ -77,7 +77,7 @@ def evaluate_external(run: Run, data: str, names: dict[str, str], console: Conso
             "metrics": metrics,
             "without_seen": measure(~seen) if seen.any() and (fresh >= 2).all() else None,
             "drop": drop,
-            "map": names,
+            "map": mapping,
             "findings": [asdict(finding) for finding in dataset.findings],
         }
     )
