@@ -247,7 +247,7 @@ def search_part() -> dict[str, Any]:
             for index, params, quality in alive:
                 failed = number == 5
                 score = 0.995 - 0.07 / (epochs**0.6) + quality * 0.7
-                seconds = (4.0 + 2.1 * params["fine_tune_depth"]) * (epochs - start)
+                seconds = (1.5 + 0.78 * params["fine_tune_depth"]) * (epochs - start)
                 elapsed += seconds
                 rows.append(
                     {
@@ -348,7 +348,7 @@ def search_part() -> dict[str, Any]:
         "curves": [
             {
                 "epoch": e,
-                "round": 0 if e == 1 else 1 if e <= 3 else 2,
+                "round": 0 if e <= 3 else 1,
                 "loss": round(0.52 * 0.68 ** (e - 1) + 0.031, 4),
                 "val_loss": round(0.44 * 0.76 ** (e - 1) + 0.092 + 0.004 * max(e - 6, 0), 4),
                 "val_roc_auc": round(0.994 - 0.058 * 0.62 ** (e - 1), 4),

@@ -74,7 +74,7 @@ def test_axis_positions_follow_the_sampling():
 
 def test_learning_curves_mark_where_the_configuration_was_promoted():
     panel = figures_search.learning_figure(full()).panels[0]
-    assert [place for place, _ in panel.marks] == [1.0, 3.0]
+    assert [place for place, _ in panel.marks] == [3.0]
 
 
 def test_shortcuts_are_listed_strongest_first_after_all_together():

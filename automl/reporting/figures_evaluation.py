@@ -109,7 +109,8 @@ def baseline_figure(report: dict[str, Any]) -> Figure | None:
             if v.get(metric) and v[metric]["value"] is not None
         }
         if len(kept) > 1:
-            panels.append(interval_panel(words(metric), kept, reference=0.5))
+            chance = 0.5 if metric == "roc_auc" else 1 / len(report["dataset"]["classes"])
+            panels.append(interval_panel(words(metric), kept, reference=chance))
     if not panels:
         return None
     rows = tuple(
@@ -126,7 +127,7 @@ def baseline_figure(report: dict[str, Any]) -> Figure | None:
         rows,
         wide=True,
         height=80 + 28 * len(entries),
-        caption="The dashed line is chance for two classes.",
+        caption="The dashed line is chance.",
     )
 
 

@@ -338,7 +338,7 @@ def learning_figure(report: dict[str, Any]) -> Figure | None:
         ("Epoch", *map(curve_name, names)),
         rows,
         wide=True,
-        caption="Dotted lines mark where Hyperband decided to go on with this configuration.",
+        caption="Dotted lines mark where Hyperband promoted this configuration." if marks else "",
     )
 
 

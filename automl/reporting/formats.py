@@ -76,15 +76,15 @@ def interval(item: dict[str, float | None] | None, digits: int = 3) -> str:
         return DASH
     if item["low"] is None or item["high"] is None:
         return number(item["value"], digits)
-    low, high = number(item["low"], digits), number(item["high"], digits)
-    return f"{number(item['value'], digits)} ({low}–{high})"
+    return f"{number(item['value'], digits)} ({span(item, digits)})"
 
 
 def span(item: dict[str, float | None] | None, digits: int = 3) -> str:
-    """The interval alone: ``0.985–0.997``; empty if there is none."""
+    """The interval alone: ``0.985–0.997``, ``−0.1 to 0.2``; empty if there is none."""
     if not item or item["low"] is None or item["high"] is None:
         return ""
-    return f"{number(item['low'], digits)}–{number(item['high'], digits)}"
+    between = " to " if item["low"] < 0 else "–"
+    return f"{number(item['low'], digits)}{between}{number(item['high'], digits)}"
 
 
 def percent_interval(item: dict[str, float | None] | None, digits: int = 1) -> str:

@@ -57,6 +57,7 @@ def render_report(report: dict[str, Any], folder: Path, now: datetime | None = N
         headlines=view.headlines(report),
         natural=view.natural_groups(report),
         class_recalls=view.class_recalls(report),
+        prevalence=view.prevalence_rows(report),
         eighty=view.eighty_percent(report),
         confusion=view.confusion_rows(report),
         metric_table=view.metric_table(report),

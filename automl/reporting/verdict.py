@@ -8,7 +8,7 @@ conventions, set here and printed with every sentence.
 from collections.abc import Callable
 from typing import Any
 
-from automl.reporting.formats import interval, number, percent, plural, whole_percent
+from automl.reporting.formats import brief, interval, number, percent, plural, whole_percent
 
 LEVELS = ("pass", "caution", "fail")
 # Wider than this and the second digit of a percentage is unknown.
@@ -171,7 +171,9 @@ def inside_the_space(report: dict[str, Any]) -> Answer:
     edges = report["search"]["edges"]
     if not edges:
         return "pass", "The winner lies inside the search space (0 values at an edge).", "winner"
-    names = ", ".join(f"{edge['name']} = {edge['value']} ({edge['edge']}est)" for edge in edges)
+    names = ", ".join(
+        f"{edge['name']} = {brief(edge['value'])} ({edge['edge']}est)" for edge in edges
+    )
     names = names.replace("(lowest)", "(the lowest)").replace("(highest)", "(the highest)")
     text = (
         f"The winner lies at the edge of the search space: {names}. A wider space may hold better."

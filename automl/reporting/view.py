@@ -48,6 +48,7 @@ SECTIONS = (
     ("reproduce", "Reproduce"),
     ("checklist", "Checklists"),
 )
+MAX_PRINTED_ROWS = 12
 HEADLINES = {
     True: ("roc_auc", "recall", "specificity", "balanced_accuracy"),
     False: ("roc_auc", "balanced_accuracy", "f1", "accuracy"),
@@ -131,6 +132,13 @@ def class_recalls(report: dict[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def prevalence_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Predictive values; ``extra`` rows may be left out where there is room for a dozen."""
+    rows = report["evaluation"]["ppv_by_prevalence"]
+    step = -(-len(rows) // MAX_PRINTED_ROWS) or 1
+    return [{**row, "extra": i % step > 0} for i, row in enumerate(rows)]
 
 
 def eighty_percent(report: dict[str, Any]) -> dict[str, Any] | None:
