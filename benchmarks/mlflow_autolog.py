@@ -38,6 +38,10 @@ from automl.tracking.mlflow_sink import default_uri, sync_run  # noqa: E402
 TRIALS = 20
 
 
+class Enough(keras_tuner.errors.FatalError):
+    """Ends a search: of all errors in a trial, the tuner lets this kind alone pass."""
+
+
 class Search(keras_tuner.Hyperband):
     """The stock tuner, which stops after TRIALS and tells a journal what it does, if given."""
 
@@ -47,7 +51,7 @@ class Search(keras_tuner.Hyperband):
 
     def run_trial(self, trial: Any, *arguments: Any, **named: Any) -> Any:
         if self.done >= TRIALS:
-            raise StopIteration
+            raise Enough
         values = trial.hyperparameters.values
         number = f"{len(self.fitted):04d}"
         first, last = values["tuner/initial_epoch"], values["tuner/epochs"]
@@ -99,7 +103,7 @@ def search(folder: Path, journal: Journal | None = None) -> tuple[int, float]:
     )  # fmt: skip
     tuner.journal, tuner.fitted = journal, []
     began = time.perf_counter()
-    with contextlib.suppress(StopIteration):
+    with contextlib.suppress(Enough):
         tuner.search(x, y, validation_data=(x[:64], y[:64]), verbose=0)
     return tuner.done, time.perf_counter() - began
 
