@@ -3,7 +3,7 @@
 from typing import Any
 
 from automl.reporting.figure import Figure, Panel, Series
-from automl.reporting.formats import interval, number, percent, percent_interval, words
+from automl.reporting.formats import brief, interval, number, percent, percent_interval, words
 
 MAX_TABLE_ROWS = 60
 
@@ -353,7 +353,7 @@ def robustness_figure(report: dict[str, Any]) -> Figure | None:
                 title=words(name),
                 y_percent=True,
                 reference=clean["value"] if clean else None,
-                ticks=(tuple((p, f"{i['level']}") for p, i in zip(places, items, strict=True)),),
+                ticks=(tuple((p, brief(i["level"])) for p, i in zip(places, items, strict=True)),),
                 x_range=(-0.4, len(items) - 0.6),
                 y_range=(max(bottom - 0.03, 0.0), 1.01),
                 series=(
@@ -369,7 +369,7 @@ def robustness_figure(report: dict[str, Any]) -> Figure | None:
             )
         )
     rows = tuple(
-        (words(name), str(i["level"]), percent_interval(i["metric"]))
+        (words(name), brief(i["level"]), percent_interval(i["metric"]))
         for name, items in kinds.items()
         for i in items
     )
