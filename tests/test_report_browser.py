@@ -5,6 +5,7 @@ Needs playwright (pip), Chromium (CHROMIUM or on the PATH) and, for accessibilit
 """
 
 import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import report_fixture
 
+from automl.reporting.compare import compare_runs, write_index
 from automl.reporting.page import build_report
 from automl.reporting.render import render_audit, render_report
 
@@ -48,6 +50,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     report = build_report(report_fixture.full_report())
     report_fixture.draw_pictures(folder, report)
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
     return render_report(report, folder)
 
 
@@ -174,13 +177,19 @@ def test_it_prints_on_a4_with_the_plain_words_on_one_sheet(browser, run):
 
 
 @pytest.mark.parametrize("view", ["desktop", "dark", "phone"])
-@pytest.mark.parametrize("kind", ["report", "audit"])
+@pytest.mark.parametrize("kind", ["report", "audit", "compare", "index"])
 def test_axe_finds_no_serious_violation(browser, run, view, kind):
     if not AXE.is_file():
         pytest.skip(f"axe-core is not at {AXE}; set AXE")
-    path = run
-    if kind == "audit":
-        path = render_audit(report_fixture.audit_part(), "scans", run.with_name("audit.html"))
+    make = {
+        "report": lambda: run,
+        "audit": lambda: render_audit(
+            report_fixture.audit_part(), "scans", run.with_name("audit.html")
+        ),
+        "compare": lambda: compare_runs([run.parent, run.parent]),
+        "index": lambda: write_index(run.parent.parent),
+    }
+    path = make[kind]()
     page = Visit(browser, path, view).page
     # Through the debugging protocol, which the page's policy does not stop.
     page.evaluate(AXE.read_text(encoding="utf-8"))
