@@ -266,7 +266,7 @@ class Trainer:
         self.mean = features.mean(axis=0).astype(np.float32)
         # A channel that hardly varies in training would blow up whatever differs later.
         variance = features.var(axis=0)
-        floor = max(VARIANCE_FLOOR * variance.mean(), 1e-12)
+        floor = VARIANCE_FLOOR * variance.mean()
         self.variance = np.maximum(variance, floor).astype(np.float32)
         self.scale = 1 / np.sqrt(self.variance)
 

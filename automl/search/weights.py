@@ -25,8 +25,7 @@ def load_backbone(image_size: int, width: float, weights: str, seed: int) -> ker
         WeightsError: the weights cannot be had, with the ways out.
     """
     if weights == "none":
-        keras.utils.set_random_seed(seed)
-        return build_backbone(image_size, width)
+        return start_at_random(build_backbone(image_size, width), seed)
     if weights != "imagenet":
         return load_weights_file(build_backbone(image_size, width), Path(weights), width)
     before = socket.getdefaulttimeout()
@@ -45,6 +44,26 @@ def load_backbone(image_size: int, width: float, weights: str, seed: int) -> ker
         ) from error
     finally:
         socket.setdefaulttimeout(before)
+
+
+def start_at_random(backbone: keras.Model, seed: int) -> keras.Model:
+    """Draw every kernel so that activations keep their size through all layers.
+
+    He, Zhang, Ren, Sun: "Delving Deep into Rectifiers", ICCV 2015: variance 2 / fan-in behind
+    a rectifier, 1 / fan-in behind a linear bottleneck. Keras' own start, made for BatchNorm in
+    training mode, lets the features of this network shrink to 1e-12.
+    """
+    draw = np.random.default_rng(seed)
+    for layer in backbone.layers:
+        if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            continue
+        shape = layer.kernel.shape
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+        fan_in = shape[0] * shape[1] * (1 if depthwise else shape[2])
+        rectified = depthwise or layer.name.endswith("project")
+        deviation = ((2 if rectified else 1) / fan_in) ** 0.5
+        layer.set_weights([draw.normal(0, deviation, shape).astype(np.float32)])
+    return backbone
 
 
 def load_weights_file(backbone: keras.Model, path: Path, width: float) -> keras.Model:
