@@ -44,13 +44,17 @@ def evaluate_external(run: Run, data: str, mapping: str | None, console: Console
     if (counts < 2).any():
         listed = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=True))
         raise DataError(
-            f"{data} has too few readable images of a class for an evaluation: {listed}. Each needs at "
-            "least two."
+            f"{data} has too few readable images of a class for an evaluation: {listed}. "
+            "Each needs at least two."
         )
     samples = [dataset.samples[row] for row in answers.rows]
     patients = [sample.group for sample in samples]
     # Codes of the patients, where all are known; else every image stands for itself.
-    groups = None if None in patients else group_codes(np.unique(patients, return_inverse=True)[1], len(patients))
+    groups = (
+        None
+        if None in patients
+        else group_codes(np.unique(patients, return_inverse=True)[1], len(patients))
+    )
     threshold = predictor.info.threshold if len(classes) == 2 else None
     readable = [p for p in answers.predictions if p.label is not None]
     seen = np.array(["seen-in-training" in p.flags for p in readable])
@@ -58,7 +62,9 @@ def evaluate_external(run: Run, data: str, mapping: str | None, console: Console
 
     def measure(keep: np.ndarray) -> dict[str, Any]:
         units = None if groups is None else groups[keep]
-        return bootstrap_metrics(answers.y_true[keep], answers.probabilities[keep], threshold, units, seed)
+        return bootstrap_metrics(
+            answers.y_true[keep], answers.probabilities[keep], threshold, units, seed
+        )
 
     metrics = measure(np.ones(len(readable), bool))
     fresh = np.bincount(answers.y_true[~seen], minlength=len(classes))

@@ -37,16 +37,23 @@ def open_folder(config: SearchConfig, dataset_name: str, *, resume: bool, overwr
     exists = folder.exists() and any(folder.iterdir())
     if resume and not (folder / FILE_NAME).exists():
         raise UsageError(
-            f"There is nothing to resume in {folder}. Leave out --resume, or name a run with --name."
+            f"There is nothing to resume in {folder}. Leave out --resume, or name a run "
+            "with --name."
         )
     if exists and not resume and not overwrite:
         raise UsageError(
-            f"The run {folder} exists already. Go on with it (--resume), throw it away (--overwrite), "
-            "or choose another --name."
+            f"The run {folder} exists already. Go on with it (--resume), throw it away "
+            "(--overwrite), or choose another --name."
         )
-    if exists and overwrite and not (folder / FILE_NAME).exists() and not (folder / ".gitignore").exists():
+    if (
+        exists
+        and overwrite
+        and not (folder / FILE_NAME).exists()
+        and not (folder / ".gitignore").exists()
+    ):
         raise UsageError(
-            f"{folder} is not a run of automl, so --overwrite leaves it alone. Choose another --name."
+            f"{folder} is not a run of automl, so --overwrite leaves it alone. Choose another "
+            "--name."
         )
     try:
         if exists and overwrite:
@@ -72,7 +79,9 @@ def free_name(out: Path, dataset_name: str, resume: bool) -> str:
             if (path / FILE_NAME).exists() and not (path / "report.json").exists()
         ]
         if not runs:
-            raise UsageError(f"No unfinished run of {dataset_name} is in {out}. Leave out --resume.")
+            raise UsageError(
+                f"No unfinished run of {dataset_name} is in {out}. Leave out --resume."
+            )
         return max(runs, key=lambda path: (path / FILE_NAME).stat().st_mtime).name
     name = f"{stem}-{datetime.now():%Y-%m-%d}"
     number = 1
@@ -97,8 +106,8 @@ def check_fingerprint(journal_events: Sequence[dict[str, Any]], now: dict[str, A
             f"{name} was {brief(then.get(name))} and is {brief(now.get(name))}" for name in changed
         )
         raise ResumeError(
-            f"This is not the search that was begun: {listed}. Resume it with the data and options it "
-            "began with (config.yaml has them), or start anew with --overwrite or another --name."
+            f"This is not the search that was begun: {listed}. Resume it with the data and options "
+            "it began with (see config.yaml), or start anew with --overwrite or another --name."
         )
 
 

@@ -19,16 +19,30 @@ from automl.console import Console, hush
 from automl.data.audit import audit_dataset
 from automl.data.pixels import scan_images
 from automl.data.sources import cache_folder, load_dataset
-from automl.data.split import describe_groups, make_split, summarise_split, write_split
+from automl.data.split import make_split, summarise_split, write_split
 from automl.data.twins import find_twins
 from automl.errors import Interrupted, UsageError
-from automl.folder import count_test_evaluations, open_folder, write_config, write_json, write_trials
-from automl.records import Audit, Dataset, Run, Scan, Split, Twins
+from automl.folder import (
+    open_folder,
+    write_config,
+    write_json,
+    write_trials,
+)
+from automl.records import Audit, Dataset, Run, Scan, Twins
 from automl.tracking.journal import FILE_NAME, Journal
 from automl.tracking.mlflow_sink import MlflowSink, describe, read_link
 from automl.tracking.replay import redact
 
-PACKAGES = ("tensorflow", "keras", "keras-tuner", "mlflow", "numpy", "pandas", "scikit-learn", "pillow")
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "keras-tuner",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pillow",
+)
 
 
 def run_search(
@@ -76,7 +90,10 @@ def search_into(
     if (folder / "report.json").exists():
         console.say(f"{folder} is complete; nothing to resume.")
         return load_run(folder)
-    settings = {**config.to_json(), "tracking_uri": config.tracking_uri and redact(config.tracking_uri)}
+    settings = {
+        **config.to_json(),
+        "tracking_uri": config.tracking_uri and redact(config.tracking_uri),
+    }
     write_config(folder / "config.yaml", settings)
     cache = cache_folder(config)
 
@@ -99,7 +116,10 @@ def search_into(
         "command": command or "automl.search(...)",
         "config": settings,
         "dataset": {
-            **{key: audit.summary["dataset"][key] for key in ("name", "images", "classes", "kind", "synthetic")},
+            **{
+                key: audit.summary["dataset"][key]
+                for key in ("name", "images", "classes", "kind", "synthetic")
+            },
             "digest": scan.digest,
             "split": {part: sizes[part] for part in ("train", "val", "test")},
             "split_digest": split.digest,
@@ -114,7 +134,10 @@ def search_into(
         reserve = max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
         deadline = began + config.budget - min(reserve, config.budget / 2)
     pool = stages.WorkerPool(
-        config.workers, folder / "worker.log", lambda kind, *rest: console.progress(*rest), config.trial_timeout
+        config.workers,
+        folder / "worker.log",
+        lambda kind, *rest: console.progress(*rest),
+        config.trial_timeout,
     )
     try:
         study, plan, detail = stages.search_models(
@@ -129,10 +152,17 @@ def search_into(
 
     winner = stages.finish_model(study, plan.study.spec, scan, split, console)
     group_kind = audit.summary["dataset"]["group_kind"]
-    parts = stages.evaluate_winner(winner, scan, split, config, folder, journal, group_kind, console)
+    parts = stages.evaluate_winner(
+        winner, scan, split, config, folder, journal, group_kind, console
+    )
     predictor, cost = stages.export_winner(winner, scan, split, config, folder, parts, console)
     parts["evaluation"] |= stages.probe_winner(winner, predictor, scan, split, config, console)
-    journal.append("exported", format="saved_model", folder="model", digest=predictor.info.hashes["saved_model.pb"])
+    journal.append(
+        "exported",
+        format="saved_model",
+        folder="model",
+        digest=predictor.info.hashes["saved_model.pb"],
+    )
 
     started = next(event for event in journal.events if event["event"] == "search_started")
     report = {
@@ -214,8 +244,14 @@ def evaluate_run(
     run = load_run(folder)
     section = evaluate_external(run, data, mapping, console)
     with Journal(folder / FILE_NAME) as journal:
-        journal.append("evaluated", on=section["name"], images=section["images"], metrics=section["metrics"])
-    external = [part for part in run.report["evaluation"].get("external", []) if part["name"] != section["name"]]
+        journal.append(
+            "evaluated", on=section["name"], images=section["images"], metrics=section["metrics"]
+        )
+    external = [
+        part
+        for part in run.report["evaluation"].get("external", [])
+        if part["name"] != section["name"]
+    ]
     run.report["evaluation"]["external"] = [*external, section]
     write_report(folder, run.report)
     return section
@@ -229,7 +265,9 @@ def load_run(folder: Path | str) -> Run:
     """
     path = Path(folder) / "report.json"
     if not path.exists():
-        raise UsageError(f"{folder} has no report.json: its search did not end. Go on with --resume.")
+        raise UsageError(
+            f"{folder} has no report.json: its search did not end. Go on with --resume."
+        )
     return Run(Path(folder), json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -275,7 +313,11 @@ def describe_run(
         "weights": weights if weights in ("imagenet", "none") else Path(weights).name,
         "resumed": sessions - 1,
         "mlflow": link
-        and {"tracking_uri": link.tracking_uri, "experiment": link.experiment, "run_id": link.run_id},
+        and {
+            "tracking_uri": link.tracking_uri,
+            "experiment": link.experiment,
+            "run_id": link.run_id,
+        },
         "research_use": True,
     }
 

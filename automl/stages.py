@@ -6,10 +6,9 @@ They import the framework, so ``pipeline`` imports them only when the data is go
 import json
 import os
 import resource
-
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,13 @@ from automl.config import SearchConfig
 from automl.console import Console
 from automl.data.pictures import write_picture
 from automl.data.split import rows_without_twins
-from automl.errors import DataError, Interrupted
 from automl.evaluation.baselines import all_baselines
-from automl.evaluation.calibration import apply_calibration, fit_temperature, full_logits, prior_shift
+from automl.evaluation.calibration import (
+    apply_calibration,
+    fit_temperature,
+    full_logits,
+    prior_shift,
+)
 from automl.evaluation.evaluate import evaluate_model
 from automl.evaluation.heatmaps import overlay
 from automl.evaluation.metrics import predict_classes
@@ -46,8 +49,8 @@ from automl.search.plan import (
     measure_speeds,
 )
 from automl.search.space import describe_space
-from automl.search.summary import summarise_study
 from automl.search.study import StudyPlan, run_study, threads_for
+from automl.search.summary import summarise_study
 from automl.search.trial import StudySpec, Trainer, prepare_trainer
 from automl.search.worker import WorkerPool
 from automl.serving.export import export_saved_model, measure_folder
@@ -129,7 +132,9 @@ def make_plan(
         plans = [plan_of(s) for s in candidate_schedules(config.factor, config.min_epochs)]
         fitting = [plan for plan in plans if plan[1] <= BUDGET_SHARE * seconds_left]
         # The largest that fits; where nothing does, the smallest is cut off by the clock.
-        study, seconds = max(fitting, key=lambda p: p[1]) if fitting else min(plans, key=lambda p: p[1])
+        study, seconds = (
+            max(fitting, key=lambda p: p[1]) if fitting else min(plans, key=lambda p: p[1])
+        )
     description = describe_schedule(study.schedule) | {
         "seconds": round(seconds, 1),
         "bytes": estimate_bytes(speeds, spec, study.schedule),
@@ -223,12 +228,14 @@ def search_models(
             best=study.best.trial,
             score=study.best.score,
             wall_seconds=study.wall_seconds,
-            stages={"activations": round(filled, 2), "trials": round(study.wall_seconds - filled, 2)},
+            stages={
+                "activations": round(filled, 2),
+                "trials": round(study.wall_seconds - filled, 2),
+            },
         )
     detail = {
-        "cache": {
-            key: sum(c[key] for c in caches) for key in ("hits", "misses", "bytes")
-        } | {"engine": caches[0]["engine"], "images_per_second": caches[0]["images_per_second"]},
+        "cache": {key: sum(c[key] for c in caches) for key in ("hits", "misses", "bytes")}
+        | {"engine": caches[0]["engine"], "images_per_second": caches[0]["images_per_second"]},
         "filled": filled,
     }
     return study, plan, detail
@@ -237,7 +244,8 @@ def search_models(
 def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
     """The plan for the person who waits."""
     lines = [
-        f"Plan: {plan.description['configurations']} configurations, {plan.description['trials']} trials, "
+        f"Plan: {plan.description['configurations']} configurations, "
+        f"{plan.description['trials']} trials, "
         f"{plan.description['epochs']} epochs of {plan.description['training_images']:,} images; "
         f"about {minutes(plan.expected_seconds)}."
     ]
@@ -246,8 +254,8 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
         lines.append(f"  bracket {bracket['bracket']}: {rungs}   (configurations × epochs)")
     size = plan.description["bytes"]
     lines.append(
-        f"  disk {size['cache'] / 1e6:,.0f} MB of activations and at most {size['checkpoints'] / 1e6:,.0f} MB "
-        f"of checkpoints; weights: {config.weights_used}"
+        f"  disk {size['cache'] / 1e6:,.0f} MB of activations and at most "
+        f"{size['checkpoints'] / 1e6:,.0f} MB of checkpoints; weights: {config.weights_used}"
     )
     return "\n".join(lines)
 
@@ -270,7 +278,9 @@ class Winner:
     features: np.ndarray
 
 
-def finish_model(study: Study, spec: StudySpec, scan: Scan, split: Split, console: Console) -> Winner:
+def finish_model(
+    study: Study, spec: StudySpec, scan: Scan, split: Split, console: Console
+) -> Winner:
     """The best trial as one whole model, calibrated on validation.
 
     The logits are first moved back from the balanced classes to the training data's own,
@@ -347,14 +357,21 @@ def evaluate_winner(
         group_kind=group_kind,
         temperature=winner.temperature,
         without_twins=without,
-        attributes={k: [dataset.samples[row].attributes.get(k) for row in test] for k in attributes},
+        attributes={
+            k: [dataset.samples[row].attributes.get(k) for row in test] for k in attributes
+        },
         baselines=all_baselines(scan, split, features=winner.features),
         test_evaluations=used,
         seed=config.seed,
         progress=console.progress,
     )
-    journal.append("evaluated", on="test", images=len(test), metrics=parts["evaluation"]["test"]["metrics"])
-    for name, rows, p in (("predictions.csv", test, winner.test), ("predictions_val.csv", val, winner.val)):
+    journal.append(
+        "evaluated", on="test", images=len(test), metrics=parts["evaluation"]["test"]["metrics"]
+    )
+    for name, rows, p in (
+        ("predictions.csv", test, winner.test),
+        ("predictions_val.csv", val, winner.val),
+    ):
         guesses = predict_classes(p, winner.threshold, 1)
         write_probabilities(
             folder / name,
@@ -480,13 +497,20 @@ def probe_winner(
     )
     chosen = np.random.default_rng(config.seed).permutation(test)[:SALIENCY_IMAGES]
     console.progress("looking at what the model looks at", 0, 1)
-    saliency = check_saliency(winner.model, np.asarray(scan.pixels[np.sort(chosen)]), seed=config.seed)
+    saliency = check_saliency(
+        winner.model, np.asarray(scan.pixels[np.sort(chosen)]), seed=config.seed
+    )
     console.progress("looking at what the model looks at", 1, 1)
     return {"robustness": robustness, "saliency": saliency}
 
 
 def draw_pictures(
-    scan: Scan, split: Split, winner: Winner, report: dict[str, Any], folder: Path, config: SearchConfig
+    scan: Scan,
+    split: Split,
+    winner: Winner,
+    report: dict[str, Any],
+    folder: Path,
+    config: SearchConfig,
 ) -> None:
     """Write the report's pictures and put their names where the report has room for them."""
     assert scan.pixels is not None
@@ -507,7 +531,10 @@ def draw_pictures(
         grid[name] = [picture(int(row)) for row in chosen]
     report["dataset"]["grid"] = grid
     for pair in report["audit"].get("twins", {}).get("pairs", []):
-        pair["picture_a"], pair["picture_b"] = picture(row_of[pair["a"]]), picture(row_of[pair["b"]])
+        pair["picture_a"], pair["picture_b"] = (
+            picture(row_of[pair["a"]]),
+            picture(row_of[pair["b"]]),
+        )
     evaluation = report["evaluation"]
     cases = [*evaluation["mistakes"], *evaluation["label_suspects"]]
     explained = [case for group in evaluation["examples"].values() for case in group]
@@ -523,7 +550,9 @@ def draw_pictures(
     guesses = np.array([classes.index(guess) for guess in names.values()])
     for index in np.unique(guesses):
         at = np.flatnonzero(guesses == index)
-        for row, image, heat in zip(rows[at], pixels[at], grad_cam(winner.model, pixels[at], int(index)), strict=True):
+        for row, image, heat in zip(
+            rows[at], pixels[at], grad_cam(winner.model, pixels[at], int(index)), strict=True
+        ):
             path = pictures / f"{row:06d}-heat.jpg"
             write_picture(overlay(image, heat), path, PICTURE_SIDE)
     for case in explained:
@@ -560,7 +589,9 @@ def describe_search(
     trials = round(study.wall_seconds - detail["filled"], 2)
     return {
         **summary,
-        "plan": {key: plan.description[key] for key in ("brackets", "trials", "configurations", "epochs")},
+        "plan": {
+            key: plan.description[key] for key in ("brackets", "trials", "configurations", "epochs")
+        },
         "stages": {"activations": round(detail["filled"], 2), "trials": trials},
         "cache": detail["cache"],
     }
@@ -573,6 +604,8 @@ def count_macs(model: Any) -> int:
         kernel = getattr(layer, "kernel", None)
         if kernel is not None:
             # Each weight is used once for every position of its output.
-            positions = int(np.prod(layer.output.shape[1:-1])) if len(layer.output.shape) == 4 else 1
+            positions = (
+                int(np.prod(layer.output.shape[1:-1])) if len(layer.output.shape) == 4 else 1
+            )
             total += int(np.prod(kernel.shape)) * positions
     return total

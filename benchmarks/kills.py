@@ -8,6 +8,7 @@ but for its seconds, and the best model's predictions must equal those of the un
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -50,7 +51,9 @@ def trials(run: Path) -> list[dict]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-def disturb(out: Path, cache: Path, name: str, draw: random.Random, kills: int, seconds: float) -> dict:
+def disturb(
+    out: Path, cache: Path, name: str, draw: random.Random, kills: int, seconds: float
+) -> dict:
     """Run one search to its end through ``kills`` kills; says how often what was repeated."""
     run = out / name
     done = 0
@@ -67,10 +70,8 @@ def disturb(out: Path, cache: Path, name: str, draw: random.Random, kills: int, 
                 targets = children(process.pid) if victim != "driver" else []
                 targets += [process.pid] if victim != "worker" else []
                 for target in targets:
-                    try:
+                    with contextlib.suppress(ProcessLookupError):
                         os.kill(target, signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
                 counts[victim] += 1
                 done += 1
         _, text = process.communicate()
@@ -108,7 +109,7 @@ def main() -> None:
             unequal += not same
             searches += 1
             print(f"search {searches}: {counts}, {'equal' if same else 'DIFFERENT'}", flush=True)
-    print("\n| searches | kills | driver | worker | both | unreadable | trials ended twice | unequal |")
+    print("\n| searches | kills | driver | worker | both | unreadable | ended twice | unequal |")
     print("|---|---|---|---|---|---|---|---|")
     cells = [searches, total["kills"], total["driver"], total["worker"], total["both"], 0]
     print("| " + " | ".join(str(cell) for cell in [*cells, total["ended_twice"], unequal]) + " |")

@@ -35,7 +35,9 @@ def write_split(data: Path, out: Path) -> Path:
     return out
 
 
-def run_ours(data: Path, split: Path, depths: str, folder: Path, seed: int, name: str, cache: Path) -> dict:
+def run_ours(
+    data: Path, split: Path, depths: str, folder: Path, seed: int, name: str, cache: Path
+) -> dict:
     """One search by its command line, from process start to end."""
     command = [
         sys.executable, "run_search.py", "--data", str(data), "--split", str(split),
@@ -58,10 +60,14 @@ def run_ours(data: Path, split: Path, depths: str, folder: Path, seed: int, name
         "trials": len(ended),
         "epochs": report["search"]["epochs"],
         "best_val_auc": report["search"]["best"]["score"],
-        "curve": best_so_far((e["time"] - began, e["score"]) for e in ended if e["score"] is not None),
+        "curve": best_so_far(
+            (e["time"] - began, e["score"]) for e in ended if e["score"] is not None
+        ),
         "stages": report["search"]["stages"],
         "cache": report["search"]["cache"],
-        "test": {k: report["evaluation"]["test"]["metrics"][k]["value"] for k in ("accuracy", "roc_auc")},
+        "test": {
+            k: report["evaluation"]["test"]["metrics"][k]["value"] for k in ("accuracy", "roc_auc")
+        },
     }
 
 
@@ -78,7 +84,11 @@ def run_peer(data: Path, split: Path, depths: str, folder: Path, seed: int) -> d
     """The stock search in a process of its own, by this file's ``--peer``."""
     out = folder / "peer.json"
     command = [sys.executable, __file__, str(data), "--peer", str(split), "--depths", depths]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     subprocess.run([*command, "--out", str(out), "--seed", str(seed)], check=True, env=environment)
     return json.loads(out.read_text())
 
@@ -106,7 +116,9 @@ def search_with_keras_tuner(data: Path, split: Path, depths: tuple[int, ...], se
         names = [name for name in labels if parts[name] == part]
         images[part] = np.stack(
             [
-                np.asarray(Image.open(files[name]).convert("RGB").resize((SIZE, SIZE), Image.BILINEAR))
+                np.asarray(
+                    Image.open(files[name]).convert("RGB").resize((SIZE, SIZE), Image.BILINEAR)
+                )
                 for name in names
             ]
         )
@@ -114,7 +126,9 @@ def search_with_keras_tuner(data: Path, split: Path, depths: tuple[int, ...], se
     draw = np.random.default_rng(seed)
     y = targets["train"]
     small = np.argmin(np.bincount(y))
-    extra = draw.choice(np.flatnonzero(y == small), abs(int((y == 0).sum() - (y == 1).sum())), replace=False)
+    extra = draw.choice(
+        np.flatnonzero(y == small), abs(int((y == 0).sum() - (y == 1).sum())), replace=False
+    )
     order = np.concatenate([np.arange(len(y)), extra])
     options = {"num_parallel_calls": tf.data.AUTOTUNE}
 
@@ -151,7 +165,13 @@ def search_with_keras_tuner(data: Path, split: Path, depths: tuple[int, ...], se
     with tempfile.TemporaryDirectory() as folder:
         tuner = keras_tuner.Hyperband(
             MobileNetHyperModel(
-                2, SIZE, depths=depths, widths=(WIDTH,), weights="imagenet", seed=seed, statistics=statistics
+                2,
+                SIZE,
+                depths=depths,
+                widths=(WIDTH,),
+                weights="imagenet",
+                seed=seed,
+                statistics=statistics,
             ),
             keras_tuner.Objective("val_roc_auc", "max"),
             max_epochs=MAX_EPOCHS,
@@ -191,17 +211,26 @@ def print_table(ours: dict, warm: dict, peer: dict) -> None:
     print("\n| | KerasTuner | automl | ratio |\n|---|---|---|---|")
     rows = [
         ("search, s (cache filling included)", peer["search_seconds"], ours["search_seconds"]),
-        (f"until validation AUC {target:.4f}, s (start-up included)", peer["curve"][-1][0], reached),
+        (
+            f"until validation AUC {target:.4f}, s (start-up included)",
+            peer["curve"][-1][0],
+            reached,
+        ),
     ]
     for name, theirs, mine in rows:
         ratio = f"{theirs / mine:.1f}×" if mine else "not reached"
         print(f"| {name} | {theirs:.0f} | {mine if mine is None else round(mine)} | {ratio} |")
-    print(f"| trials / epochs | {peer['trials']} / {peer['epochs']} | {ours['trials']} / {ours['epochs']} | |")
+    print(
+        f"| trials / epochs | {peer['trials']} / {peer['epochs']} "
+        f"| {ours['trials']} / {ours['epochs']} | |"
+    )
     print(f"| best validation AUC | {peer['best_val_auc']:.4f} | {ours['best_val_auc']:.4f} | |")
     for name in ("accuracy", "roc_auc"):
         print(f"| test {name} | {peer['test'][name]:.4f} | {ours['test'][name]:.4f} | |")
     print(f"| whole command, s | {peer['total_seconds']:.0f} | {ours['total_seconds']:.0f} | |")
-    print(f"| first trial of a second search, warm cache, s | | {warm['first_trial_seconds']:.1f} | |")
+    print(
+        f"| first trial of a second search, warm cache, s | | {warm['first_trial_seconds']:.1f} | |"
+    )
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ def paper_schedule(max_epochs: int, factor: int) -> list[list[tuple[int, Fractio
     for s in reversed(range(s_max + 1)):
         n = math.ceil(Fraction(budget, max_epochs) * Fraction(factor**s, s + 1))
         r = max_epochs * Fraction(1, factor**s)
-        brackets.append([(math.floor(n * Fraction(1, factor**i)), r * factor**i) for i in range(s + 1)])
+        brackets.append(
+            [(math.floor(n * Fraction(1, factor**i)), r * factor**i) for i in range(s + 1)]
+        )
     return brackets
 
 

@@ -64,7 +64,9 @@ def test_our_oracle_runs_in_a_stock_tuner(tmp_path):
     pytest.importorskip("tensorboard", reason="keras_tuner 1.4.8 imports it in every trial")
     x, y = make_images()
     tuner = keras_tuner.Tuner(
-        HyperbandOracle(keras_tuner.Objective("val_roc_auc", "max"), max_epochs=2, factor=2, seed=0),
+        HyperbandOracle(
+            keras_tuner.Objective("val_roc_auc", "max"), max_epochs=2, factor=2, seed=0
+        ),
         MobileNetHyperModel(2, SIZE, depths=(0, 1), weights="none"),
         directory=tmp_path,
         project_name="ours",
@@ -74,4 +76,10 @@ def test_our_oracle_runs_in_a_stock_tuner(tmp_path):
     trials = tuner.oracle.trials
     assert len(trials) == sum(size for rungs in make_schedule(2, 2) for size, _ in rungs)
     assert {trial.status for trial in trials.values()} == {"COMPLETED"}
-    assert sorted(t.hyperparameters.values["tuner/epochs"] for t in trials.values()) == [1, 1, 2, 2, 2]
+    assert sorted(t.hyperparameters.values["tuner/epochs"] for t in trials.values()) == [
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]

@@ -11,9 +11,9 @@ from automl.errors import SearchError, StorageError
 from automl.search.activations import PixelSource
 from automl.search.hyperband import make_schedule
 from automl.search.plan import candidate_schedules, describe_schedule
+from automl.search.space import describe_space
 from automl.search.study import StudyPlan, run_study
 from automl.search.summary import summarise_study
-from automl.search.space import describe_space
 from automl.search.trial import StudySpec, TrialError, TrialResult
 from automl.search.worker import WorkerError
 from automl.tracking.journal import Journal
@@ -47,7 +47,9 @@ class Pretend(Executor):
         rate = np.log10(task.params["learning_rate"])
         score = float(0.9 - 0.05 * abs(rate + 3) + 0.001 * task.epochs)
         epochs = range(1, task.epochs + 1)
-        history = tuple({"epoch": e, "loss": 1 / e, "val_loss": 1 / e, "seconds": 0.1} for e in epochs)
+        history = tuple(
+            {"epoch": e, "loss": 1 / e, "val_loss": 1 / e, "seconds": 0.1} for e in epochs
+        )
         future.set_result(TrialResult(score, task.epochs, history, 0.1))
         return future
 
@@ -55,8 +57,8 @@ class Pretend(Executor):
 def make_study(folder: Path, max_epochs: int = 9) -> StudyPlan:
     rows = np.arange(10)
     spec = StudySpec(
-        PixelSource(folder / "pixels.npy", (10, 8, 8, 3), "d"), rows % 2, rows[:6], rows[6:8], 2, "none",
-        (0, 2, 4), 1, "oversample", "roc_auc", 3, None, 1e9, 1,
+        PixelSource(folder / "pixels.npy", (10, 8, 8, 3), "d"), rows % 2, rows[:6], rows[6:8], 2,
+        "none", (0, 2, 4), 1, "oversample", "roc_auc", 3, None, 1e9, 1,
     )  # fmt: skip
     return StudyPlan(spec, make_schedule(max_epochs, 3), (0.35,), 32, folder)
 
@@ -75,7 +77,9 @@ def test_a_study_runs_its_schedule_and_keeps_only_the_best_checkpoint(tmp_path):
     study = run(tmp_path, Pretend())
     assert len(study.trials) == 22
     assert study.best.score == max(trial.score for trial in study.trials)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"{study.best.trial}.npz"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+        f"{study.best.trial}.npz"
+    ]
     assert study.checkpoint.read_bytes() == study.best.trial.encode()
 
 
@@ -119,7 +123,9 @@ def test_a_failed_trial_is_a_result_and_is_replaced(tmp_path, error, reason, tri
 
 
 def test_memory_that_ran_out_is_met_with_half_the_batch(tmp_path):
-    executor = Pretend({"0002-0": lambda tries, task: WorkerError("oom", "-") if tries == 1 else None})
+    executor = Pretend(
+        {"0002-0": lambda tries, task: WorkerError("oom", "-") if tries == 1 else None}
+    )
     study = run(tmp_path, executor)
     assert [task.batch_size for task in executor.ran if task.trial == "0002-0"] == [32, 16]
     assert all(trial.status == "completed" for trial in study.trials)

@@ -12,6 +12,7 @@ from automl.search.activations import Activations, PixelSource, evict
 from automl.search.checkpoint import read_checkpoint
 from automl.search.engine import litert_engine, tensorflow_engine
 from automl.search.model import cut_layer, cut_prefix, cut_suffix
+from automl.search.plan import measure_speeds
 from automl.search.trial import (
     StudySpec,
     TrialTask,
@@ -24,7 +25,13 @@ from automl.search.views import make_view
 from automl.search.weights import digest_weights, load_backbone
 
 SIZE = 64
-PARAMS = {"fine_tune_depth": 2, "head_units": 64, "dropout": 0.2, "learning_rate": 3e-3, "width": 0.35}
+PARAMS = {
+    "fine_tune_depth": 2,
+    "head_units": 64,
+    "dropout": 0.2,
+    "learning_rate": 3e-3,
+    "width": 0.35,
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
 
 
 def task(folder: Path, name: str, epochs: int, parent: Path | None = None, **params) -> TrialTask:
-    return TrialTask(name, 5, PARAMS | params, epochs, parent, folder / f"{name}.npz", 16)
+    return TrialTask(name, 5, PARAMS | params, epochs, 4, parent, folder / f"{name}.npz", 16)
 
 
 @pytest.mark.slow
@@ -123,7 +130,9 @@ def test_litert_agrees_with_tensorflow_to_1e_4():
     backbone = load_backbone(SIZE, 0.35, "none", 1)
     prefix = cut_prefix(backbone, (0, 2, 7))
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.float32)
-    for ours, theirs in zip(litert_engine(prefix, 2)(images), tensorflow_engine(prefix)(images), strict=True):
+    for ours, theirs in zip(
+        litert_engine(prefix, 2)(images), tensorflow_engine(prefix)(images), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -195,3 +204,18 @@ def test_balancing_gives_classes_equal_weight_and_keeps_every_row(method):
     total = [weights[targets[drawn] == c].sum() for c in (0, 1)]
     assert (total[0] == pytest.approx(total[1])) == (method != "none")
     assert len(drawn) == (60 if method == "oversample" else 38)
+
+
+@pytest.mark.slow
+def test_measuring_the_machine_does_not_change_what_is_cached(spec, tmp_path):
+    measured = replace(spec, cache_folder=tmp_path / "measured", views=1)
+    speeds = measure_speeds(measured, 0.35, 16)
+    assert set(speeds.train) == {0, 2}
+    trainer = get_trainer(measured, 0.35)
+    trainer.prepare()
+    fresh = make_cache(spec, tmp_path / "fresh", views=1)
+    fresh.fill()
+    rows = np.arange(120)
+    for depth in (0, 2):
+        ours, theirs = (cache.read(depth, 0, rows) for cache in (trainer.activations, fresh))
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

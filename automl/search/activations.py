@@ -41,8 +41,10 @@ class PixelSource:
     digest: str
 
     def open(self) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r") if self.path.suffix == ".npy" else np.memmap(
-            self.path, np.uint8, "r", shape=self.shape
+        return (
+            np.load(self.path, mmap_mode="r")
+            if self.path.suffix == ".npy"
+            else np.memmap(self.path, np.uint8, "r", shape=self.shape)
         )
 
 
@@ -122,7 +124,9 @@ class Activations:
         if self.folder is not None:
             return self._files[depth, view][self._position[view][rows]]
         if depth not in self._prefix:
-            self._prefix[depth] = choose_engine("tensorflow", cut_prefix(self.backbone, (depth,)), 1)
+            self._prefix[depth] = choose_engine(
+                "tensorflow", cut_prefix(self.backbone, (depth,)), 1
+            )
         blocks = [
             self._prefix[depth](make_view(self.pixels[part], part, view, self.seed))[0]
             for part in np.array_split(rows, max(1, len(rows) // BLOCK))
@@ -184,7 +188,9 @@ class Activations:
         for view in views:
             rows = self._rows[view]
             targets = {
-                i: self._path(depth, view) for i, depth in enumerate(depths) if (depth, view) in missing
+                i: self._path(depth, view)
+                for i, depth in enumerate(depths)
+                if (depth, view) in missing
             }
             files = {
                 i: np.lib.format.open_memmap(

@@ -21,7 +21,7 @@ Engine = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def engine_name(n_images: int) -> str:
-    """"litert" or "tensorflow", by the number of images; a GPU always gets TensorFlow."""
+    """ "litert" or "tensorflow", by the number of images; a GPU always gets TensorFlow."""
     if tf.config.list_physical_devices("GPU") or n_images < LITERT_FROM_IMAGES:
         return "tensorflow"
     return "litert" if litert_interpreter() is not None else "tensorflow"
@@ -43,7 +43,9 @@ def choose_engine(name: str, network: keras.Model, threads: int) -> Engine:
 
 
 def tensorflow_engine(network: keras.Model) -> Engine:
-    run = tf.function(lambda x: network(x, training=False), jit_compile=False, reduce_retracing=True)
+    run = tf.function(
+        lambda x: network(x, training=False), jit_compile=False, reduce_retracing=True
+    )
 
     def call(images: np.ndarray) -> list[np.ndarray]:
         outputs = run(tf.constant(images))

@@ -272,8 +272,8 @@ class HyperbandOracle(keras_tuner.Oracle):
 
     def reload(self, fname: str | None = None) -> None:
         raise NotImplementedError(
-            "HyperbandOracle is resumed by asking again: create it anew with the same arguments and "
-            "answer the trials that are known (see automl.search.study)."
+            "HyperbandOracle is resumed by asking again: create it anew with the same arguments "
+            "and answer the trials that are known (see automl.search.study)."
         )
 
     def _save_trial(self, trial: trial_module.Trial) -> None:

@@ -94,7 +94,9 @@ def trained_layers(backbone: keras.Model, depth: int) -> list[Any]:
     names = [layer.name for layer in backbone.layers]
     above = backbone.layers[names.index(cut_layer(depth)) + 1 :]
     return [
-        layer for layer in above if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
+        layer
+        for layer in above
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D)
     ]
 
 
@@ -138,7 +140,9 @@ def head_layers(
     )(x)
 
 
-def join(backbone: keras.Model, head: Head, n_classes: int, temperature: float = 1.0) -> keras.Model:
+def join(
+    backbone: keras.Model, head: Head, n_classes: int, temperature: float = 1.0
+) -> keras.Model:
     """The whole model, as it is evaluated and exported: pixels → probabilities (n, k).
 
     Two classes give ``[1 - p, p]``. The backbone's layers are shared, not copied.

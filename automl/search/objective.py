@@ -7,7 +7,7 @@ MINIMISED = ("log_loss",)
 
 
 def direction(objective: str) -> str:
-    """"min" or "max", as KerasTuner says it."""
+    """ "min" or "max", as KerasTuner says it."""
     return "min" if objective in MINIMISED else "max"
 
 
@@ -53,6 +53,8 @@ def score_outputs(objective: str, logits: np.ndarray, y: np.ndarray) -> dict[str
         scores[objective] = float(value)
     else:
         onehot = np.eye(p.shape[1])[y]
-        value = average_precision_score(y, p[:, 1]) if binary else average_precision_score(onehot, p)
+        value = (
+            average_precision_score(y, p[:, 1]) if binary else average_precision_score(onehot, p)
+        )
         scores[objective] = float(value)
     return scores

@@ -61,17 +61,17 @@ def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
         y = draw.integers(0, spec.n_classes, n).astype(np.int32)
         weight = np.ones(n, np.float32)
         batch = tf.constant(batch_size)
-        call = tuple(tf.constant(a[: 2 * batch_size]) for a in (x, y, weight))
+        call = tuple(tf.constant(array) for array in (x, y, weight))
         program.train(*call, batch, seed)
         program.predict(call[0])
         setup[depth] = time.monotonic() - started
-        call = tuple(tf.constant(array) for array in (x, y, weight))
         started = time.monotonic()
         float(program.train(*call, batch, seed))
         train[depth] = (time.monotonic() - started) / n
         started = time.monotonic()
         program.predict(call[0]).numpy()
         predict[depth] = (time.monotonic() - started) / n
+    trainer.restore()
     engine = engine_name(len(spec.targets) + (spec.views - 1) * len(spec.train_rows))
     if trainer.activations.is_filled():
         return Speeds(
@@ -104,7 +104,10 @@ def trial_seconds(
 
 
 def estimate_seconds(
-    speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedule, firsts: list[list[dict[str, Any]]]
+    speeds: dict[float, Speeds],
+    spec: StudySpec,
+    schedule: Schedule,
+    firsts: list[list[dict[str, Any]]],
 ) -> float:
     """Seconds from filling the cache to the last trial.
 
@@ -135,7 +138,11 @@ def estimate_seconds(
 def balanced_size(spec: StudySpec) -> int:
     """Rows of one epoch after balancing."""
     counts = np.bincount(spec.targets[spec.train_rows], minlength=spec.n_classes)
-    return int(counts.max() * (counts > 0).sum()) if spec.balance == "oversample" else int(counts.sum())
+    return (
+        int(counts.max() * (counts > 0).sum())
+        if spec.balance == "oversample"
+        else int(counts.sum())
+    )
 
 
 def candidate_schedules(factor: int, min_epochs: int) -> list[Schedule]:
@@ -173,7 +180,9 @@ def describe_schedule(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def estimate_bytes(speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedule) -> dict[str, int]:
+def estimate_bytes(
+    speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedule
+) -> dict[str, int]:
     """Disk for activations and checkpoints, and the worker's memory above the framework's."""
     images = len(spec.targets) + (spec.views - 1) * len(spec.train_rows)
     cache = sum(
@@ -183,7 +192,9 @@ def estimate_bytes(speeds: dict[float, Speeds], spec: StudySpec, schedule: Sched
     checkpoint = max(4 * 4 * n for s in speeds.values() for n in s.trained.values())
     alive = max(rungs[0][0] for rungs in schedule) + 2
     val = max(
-        4 * math.prod(shape) * len(spec.val_rows) for s in speeds.values() for shape in s.shapes.values()
+        4 * math.prod(shape) * len(spec.val_rows)
+        for s in speeds.values()
+        for shape in s.shapes.values()
     )
     return {
         "cache": 0 if spec.cache_folder is None else cache,

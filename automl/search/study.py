@@ -58,7 +58,9 @@ class StudyPlan:
 class Progress:
     """Epochs done, best so far and expected work left, for the person who waits."""
 
-    def __init__(self, plan: StudyPlan, speeds: dict[float, Speeds], total: float, show: Any) -> None:
+    def __init__(
+        self, plan: StudyPlan, speeds: dict[float, Speeds], total: float, show: Any
+    ) -> None:
         self.plan, self.speeds, self.total, self.show = plan, speeds, total, show
         self.done = 0.0
         self.trials = 0
@@ -165,7 +167,11 @@ def run_study(
         message = next((t.message for t in ended.values() if t.message), None)
         raise SearchError(
             "No trial was completed"
-            + (f". The first failure: {message}" if message else " within the budget. Give it more.")
+            + (
+                f". The first failure: {message}"
+                if message
+                else " within the budget. Give it more."
+            )
         )
     progress.update(finished=True)
     return Study(
@@ -207,6 +213,7 @@ def start(plan: StudyPlan, executor: Executor, journal: Journal, attempt: Attemp
         configuration=trial.configuration,
         params=trial.params,
         epochs=trial.epochs,
+        max_epochs=max(epochs for rungs in plan.schedule for _, epochs in rungs),
         parent=plan.checkpoint(trial.parent) if trial.parent else None,
         checkpoint=plan.checkpoint(trial.trial),
         batch_size=attempt.batch_size,
@@ -229,7 +236,8 @@ def settle(future: Future[TrialResult], attempt: Attempt) -> tuple[Trial, Attemp
         reason, message = error.reason, error.message
     except OSError as error:
         raise StorageError(
-            f"A checkpoint cannot be written: {error.strerror}. Free some space, and go on with --resume."
+            f"A checkpoint cannot be written: {error.strerror}. Free some space, and go on "
+            "with --resume."
         ) from error
     except Exception as error:
         reason, message = "error", f"{type(error).__name__}: {error}"[:500]
@@ -325,7 +333,9 @@ def check_failures(failures: list[Trial]) -> None:
         )
 
 
-def delete_checkpoints(plan: StudyPlan, oracle: HyperbandOracle, best: Trial | None, running: Any) -> None:
+def delete_checkpoints(
+    plan: StudyPlan, oracle: HyperbandOracle, best: Trial | None, running: Any
+) -> None:
     """Keep what a promotion may continue, what runs, and the best."""
     keep = oracle.needed_checkpoints() | {attempt.trial.trial for attempt in running}
     if best is not None:

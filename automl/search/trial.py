@@ -32,7 +32,7 @@ from automl.search.worker import notify
 # Jones, Ma, Liang: "Fine-Tuning can Distort Pretrained Features and Underperform
 # Out-of-Distribution", ICLR 2022. On cached features an epoch takes a fraction of a second.
 HEAD_FIRST_EPOCHS = 8
-HEAD_FIRST_RATE = 3e-3
+HEAD_FIRST_RATE = 1e-3
 # Least variance of a standardised feature, as a share of the mean over all features.
 VARIANCE_FLOOR = 0.01
 # Activations read at a time: bounds memory, and keeps the next read behind the training.
@@ -80,12 +80,16 @@ class StudySpec:
 
 @dataclass(frozen=True)
 class TrialTask:
-    """One trial: what to train, from which checkpoint, to which."""
+    """One trial: what to train, from which checkpoint, to which.
+
+    ``epochs`` is where this rung ends, ``max_epochs`` where the last one does.
+    """
 
     trial: str
     configuration: int
     params: dict[str, Any]
     epochs: int
+    max_epochs: int
     parent: Path | None
     checkpoint: Path
     batch_size: int
@@ -222,6 +226,16 @@ def loss_of(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
 
 
+def decay(epoch: int, max_epochs: int) -> float:
+    """Half a cosine over the longest trial, from 1 in epoch 1 down to a twentieth.
+
+    A trial that ends at an early rung has seen the beginning of the same course (Loshchilov &
+    Hutter: "SGDR", ICLR 2017), so what a promotion continues is what it would have been.
+    """
+    progress = (epoch - 1) / max(1, max_epochs - 1)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def glorot(draw: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
     limit = math.sqrt(6 / (fan_in + fan_out))
     return draw.uniform(-limit, limit, (fan_in, fan_out)).astype(np.float32)
@@ -260,6 +274,8 @@ class Trainer:
         """Fill or open the cache, and fit the standardisation; does nothing the second time."""
         if self.scale is not None:
             return
+        # What is cached is the backbone as it was loaded, whatever was trained meanwhile.
+        self.restore()
         self.activations.fill(progress)
         spec = self.spec
         features = self.activations.read(0, 0, spec.train_rows).astype(np.float64)
@@ -273,7 +289,7 @@ class Trainer:
     def program(self, depth: int) -> Program:
         if depth not in self._programs:
             # The backbone's variables may hold another trial's values just now.
-            self._restore_bodies()
+            self.restore()
             self._programs[depth] = Program(self.backbone, depth, self.spec.n_classes)
         return self._programs[depth]
 
@@ -283,7 +299,7 @@ class Trainer:
         self.prepare()
         depth = int(task.params["fine_tune_depth"])
         program = self.program(depth)
-        self._restore_bodies()
+        self.restore()
         seed = [self.spec.seed, task.configuration]
         program.reset(task.params, seed, self.mean, self.scale)
         meta: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_score": None}
@@ -299,7 +315,9 @@ class Trainer:
             history.append(row)
             score = row[f"val_{self.spec.objective}"]
             if not math.isfinite(score) or not math.isfinite(row["loss"]):
-                raise TrialError("nan", f"The loss was {row['loss']} and the score {score} in epoch {epoch}.")
+                raise TrialError(
+                    "nan", f"The loss was {row['loss']} and the score {score} in epoch {epoch}."
+                )
             if meta["best_score"] is None or better(self.spec.objective, score, meta["best_score"]):
                 meta |= {"best_score": score, "best_epoch": epoch}
                 best = program.state()
@@ -309,7 +327,8 @@ class Trainer:
             meta["best_score"], meta["best_epoch"], tuple(history), time.monotonic() - started
         )
 
-    def _restore_bodies(self) -> None:
+    def restore(self) -> None:
+        """Put the loaded weights back into the backbone, which all programs train in place."""
         for program in self._programs.values():
             for variable, value in zip(program.body, program.start, strict=True):
                 variable.assign(value)
@@ -327,6 +346,7 @@ class Trainer:
     def _train_epoch(self, program: Program, task: TrialTask, epoch: int) -> dict[str, float]:
         started = time.monotonic()
         view = (epoch - 1) % self.spec.views
+        program.optimizer.learning_rate = step_size(task.params) * decay(epoch, task.max_epochs)
         loss = self._pass(program, view, epoch, task)
         outputs = self.outputs(program, self.spec.val_rows)
         y = self.spec.targets[self.spec.val_rows]
@@ -343,7 +363,9 @@ class Trainer:
         )
         total = 0.0
         batch = tf.constant(task.batch_size)
-        for number, (part, x) in enumerate(self._chunks(program.depth, view, rows, task.batch_size)):
+        for number, (part, x) in enumerate(
+            self._chunks(program.depth, view, rows, task.batch_size)
+        ):
             y = tf.constant(self.spec.targets[rows[part]].astype(np.int32))
             word = (task.configuration * 7919 + epoch * 104729 + number * 15485863) % 2**31
             seed = tf.constant(word, tf.int32)
@@ -381,7 +403,7 @@ class Trainer:
         ``temperature``.
         """
         self.prepare()
-        self._restore_bodies()
+        self.restore()
         _, best, _ = read_checkpoint(checkpoint)
         program = self.program(int(params["fine_tune_depth"]))
         program.reset(params, [0], self.mean, self.scale)
@@ -416,14 +438,18 @@ def balance_rows(
     counts = np.bincount(labels, minlength=n_classes)
     if method == "oversample":
         extra = [
-            draw.choice(rows[labels == c], counts.max() - counts[c], replace=counts.max() > 2 * counts[c])
+            draw.choice(
+                rows[labels == c], counts.max() - counts[c], replace=counts.max() > 2 * counts[c]
+            )
             for c in range(n_classes)
             if 0 < counts[c] < counts.max()
         ]
         rows = np.concatenate([rows, *extra])
     weights = np.ones(len(rows), np.float32)
     if method == "class_weight":
-        weights = (len(rows) / (n_classes * np.maximum(counts, 1)))[targets[rows]].astype(np.float32)
+        weights = (len(rows) / (n_classes * np.maximum(counts, 1)))[targets[rows]].astype(
+            np.float32
+        )
     order = draw.permutation(len(rows))
     return rows[order], weights[order]
 

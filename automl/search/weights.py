@@ -36,11 +36,12 @@ def load_backbone(image_size: int, width: float, weights: str, seed: int) -> ker
         # Keras raises whatever its download raised: URLError, OSError, a plain Exception.
         size = image_size if image_size in (96, 128, 160, 192, 224) else 224
         name = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_{size}_no_top.h5"
+        reason = str(error).strip().splitlines()[0][:200]
         raise WeightsError(
-            f"The ImageNet weights for MobileNetV2 of width {width} are not on this machine and cannot "
-            f"be downloaded ({str(error).strip().splitlines()[0][:200]}). Three ways out: fetch {name} "
-            "on another machine, put it into a folder KERAS/models/ and set KERAS_HOME=KERAS; or give "
-            "a weights file with --weights PATH; or start at random with --weights none."
+            f"The ImageNet weights for MobileNetV2 of width {width} are not on this machine and "
+            f"cannot be downloaded ({reason}). Three ways out: fetch {name} elsewhere, put it "
+            "into a folder KERAS/models/ and set KERAS_HOME=KERAS; or give a weights file with "
+            "--weights PATH; or start at random with --weights none."
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -74,8 +75,8 @@ def load_weights_file(backbone: keras.Model, path: Path, width: float) -> keras.
     """
     if not path.is_file():
         raise WeightsError(
-            f"--weights {path}: there is no such file. Give imagenet, none, or a .weights.h5 or .h5 file "
-            f"of MobileNetV2 width {width} without its top."
+            f"--weights {path}: there is no such file. Give imagenet, none, or a .weights.h5 or "
+            f".h5 file of MobileNetV2 width {width} without its top."
         )
     try:
         backbone.load_weights(path)

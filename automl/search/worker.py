@@ -104,7 +104,9 @@ class Worker:
                 raise WorkerError("cancelled", "The search was stopped.") from None
             if count_oom_kills() > oom_kills:
                 raise WorkerError("oom", "The system ran out of memory and ended it.") from error
-            raise WorkerError("crash", f"The worker process ended with {describe_exit(code)}.") from error
+            raise WorkerError(
+                "crash", f"The worker process ended with {describe_exit(code)}."
+            ) from error
 
     def kill(self) -> None:
         self.process.kill()
