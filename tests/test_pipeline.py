@@ -1,0 +1,211 @@
+"""The whole path, by its command, on small real images: what a user gets, and what survives."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_picture
+from PIL import Image
+
+import automl
+from automl.errors import ResumeError
+from automl.pipeline import load_run
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--preset", "smoke", "--weights", "none", "--image-size", "64", "--no-tracking", "--quiet"]
+
+
+def write_scans(root: Path, classes: tuple[str, ...] = ("healthy", "tumour"), per_class: int = 24):
+    """Class folders; brightness and spots differ between classes, so that there is something."""
+    for number, label in enumerate(classes):
+        (root / label).mkdir(parents=True)
+        for i in range(per_class):
+            picture = draw_picture(i + 1000 * number, bright=number > 0)
+            picture = np.clip(picture.astype(int) + 12 * number, 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(root / label / f"{label}{i:02d}.png")
+    return root
+
+
+def run(arguments, cwd, **options):
+    command = [sys.executable, str(ROOT / "run_search.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    write_scans(folder / "scans")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(work):
+    result = run(["--data", "scans", "--name", "first", *QUICK], work)
+    assert result.returncode == 0, result.stderr
+    return work / "reports" / "first"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_what_the_contract_says(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "config.yaml", "journal.jsonl", "audit.json", "split.csv", "trials.csv", "predictions.csv",
+        "report.json", "report.html", "model", "model.keras", ".gitignore", "model_card.md",
+    }  # fmt: skip
+    assert (finished / ".gitignore").read_text() == "*\n"
+    report = load_run(finished).report
+    assert report["search"]["trials"] == len(rows(finished / "trials.csv")) == 6
+    assert report["evaluation"]["test"]["test_evaluations"] == 1
+    assert report["split"]["leaking_pairs"] == 0
+    split = rows(finished / "split.csv")
+    test = {row["image"] for row in split if row["split"] == "test"}
+    predictions = rows(finished / "predictions.csv")
+    assert {row["image"] for row in predictions} == test
+    right = np.mean([row["label"] == row["predicted"] for row in predictions])
+    shown = report["evaluation"]["test"]["metrics"]["accuracy"]["value"]
+    assert right == pytest.approx(shown, abs=1e-6)
+    parity = report["cost"]["exports"][0]["parity"]
+    assert parity["max_difference"] < 1e-5
+    assert parity["agreement"] == 1
+    assert (finished.parent / "index.html").exists()
+    assert len(list((finished / "checkpoints").iterdir())) == 1
+
+
+def test_the_saved_model_alone_predicts_what_was_evaluated(finished, work):
+    script = """
+import csv, json, sys
+import numpy as np, tensorflow as tf
+folder, scans = sys.argv[1:3]
+encoded = tf.saved_model.load(folder + "/model").signatures["encoded"]
+rows = list(csv.DictReader(open(folder + "/predictions.csv")))
+data = [open(f"{scans}/{row['image']}", "rb").read() for row in rows]
+p = encoded(encoded=tf.constant(data))["probabilities"].numpy()
+columns = [k for k in rows[0] if k.startswith("probability_")]
+expected = np.array([[float(row[k]) for k in columns] for row in rows])
+assert not [name for name in sys.modules if name.startswith("automl")]
+print(json.dumps(float(np.abs(p - expected).max())))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script, str(finished), str(work / "scans")],
+        cwd="/", env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) <= 1e-3
+
+
+def test_a_run_that_exists_is_neither_lost_nor_mixed_up(finished, work):
+    again = run(["--data", "scans", "--name", "first", *QUICK], work)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr and "--overwrite" in again.stderr
+    done = run(["--data", "scans", "--name", "first", "--resume", *QUICK], work)
+    assert done.returncode == 0
+    assert load_run(finished).report["run"]["resumed"] == 0
+
+
+def test_an_interrupted_search_goes_on_and_ends_as_if_nothing_had_been(finished, work):
+    command = [sys.executable, str(ROOT / "run_search.py"), "--data", "scans", "--name", "second"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")}
+    process = subprocess.Popen(
+        [*command, *QUICK], cwd=work, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    journal = work / "reports" / "second" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if journal.exists() and "trial_ended" in journal.read_text():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "--name second" in text and "--resume" in text
+    before = [json.loads(line) for line in journal.read_text().splitlines()]
+    ended = [event["trial"] for event in before if event["event"] == "trial_ended"]
+    assert 1 <= len(ended) < 6
+    result = run(["--data", "scans", "--name", "second", "--resume", *QUICK], work)
+    assert result.returncode == 0, result.stderr
+    after = [json.loads(line) for line in journal.read_text().splitlines()]
+    names = [event["trial"] for event in after if event["event"] == "trial_ended"]
+    assert sorted(set(names)) == sorted(names), "no trial ended twice"
+
+    def without_seconds(path):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
+
+    second = work / "reports" / "second"
+    assert without_seconds(second / "trials.csv") == without_seconds(finished / "trials.csv")
+    for name in ("predictions.csv", "split.csv"):
+        assert (second / name).read_text() == (finished / name).read_text()
+    assert load_run(second).report["run"]["resumed"] == 1
+
+
+def test_another_search_is_not_taken_for_the_one_that_was_begun(finished, work, monkeypatch):
+    monkeypatch.chdir(work)
+    (finished / "report.json").rename(finished / "report.away")
+    settings = {"preset": "smoke", "weights": "none", "image_size": 64, "tracking": False}
+    try:
+        with pytest.raises(ResumeError, match="seed was 0 and is 1"):
+            from automl.config import make_config
+            from automl.pipeline import run_search
+
+            cache = str(work / "cache" / "automl")
+            config = {**settings, "data": "scans", "name": "first", "seed": 1, "cache_dir": cache}
+            run_search(make_config(config), resume=True)
+    finally:
+        (finished / "report.away").rename(finished / "report.json")
+
+
+def test_four_classes_and_three_lines_of_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classes = ("a", "b", "c", "d")
+    write_scans(tmp_path / "scans", classes, 16)
+    result = automl.search(
+        "scans/", preset="smoke", weights="none", image_size=64, tracking=False, quiet=True,
+        cache_dir=str(tmp_path / "cache"), budget="1m",
+    )  # fmt: skip
+    test = result.evaluation["test"]
+    assert test["threshold"] is None
+    assert len(test["confusion"]) == 4
+    assert set(test["per_class"]) == set(classes)
+    answers = automl.load(result.model_dir).predict([tmp_path / "scans" / "a" / "a00.png"])
+    assert set(answers[0].probabilities) == set(classes)
+    assert sum(answers[0].probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert "seen-in-training" in answers[0].flags or answers[0].label in classes
+
+
+def test_outside_images_join_the_report(finished, work):
+    write_scans(work / "outside", ("normal", "glioma"), 12)
+    command = [sys.executable, "-m", "automl", "evaluate", "reports/first", "outside"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")}
+    result = subprocess.run(
+        [*command, "--map", "normal=healthy,glioma=tumour", "--quiet"],
+        cwd=work, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    external = load_run(finished).report["evaluation"]["external"]
+    assert [(part["name"], part["images"]) for part in external] == [("outside", 24)]
+    assert "outside" in (finished / "report.html").read_text()
+
+
+def test_a_plan_is_printed_without_training(work):
+    result = run(["--data", "scans", "--dry-run", "--json", *QUICK[:-1]], work)
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert plan["trials"] == 6
+    assert plan["seconds"] > 0
+    assert plan["bytes"]["checkpoints"] > 0
