@@ -31,8 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "fast": {
         "image_size": 160,
-        "width": (0.35,),
-        "fine_tune_depths": (0, 4, 7),
+        "width": (1.0,),
+        "fine_tune_depths": (0, 2, 4, 7),
         "max_epochs": 9,
         "factor": 3,
         "views": 2,
@@ -40,8 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {
         "image_size": 160,
         "width": (1.0,),
-        "fine_tune_depths": (0, 2, 4, 7),
-        "max_epochs": 9,
+        "fine_tune_depths": (0, 4, 7),
+        "max_epochs": 12,
         "factor": 3,
         "views": 4,
     },
