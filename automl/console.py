@@ -42,12 +42,21 @@ def quiet_frameworks() -> None:
     warnings.filterwarnings("ignore", module=r"(keras|keras_tuner|tensorflow|mlflow)(\.|$)")
 
 
+_HUSHED = threading.RLock()
+
+
 @contextlib.contextmanager
 def hush() -> Iterator[None]:
     """Nothing reaches standard error inside, not even from C++; errors still rise.
 
-    For imports: TensorFlow's libraries speak before they read any setting.
+    For imports: TensorFlow's libraries speak before they read any setting. One thread at a
+    time, or the second would take the first one's silence for the original.
     """
+    with _HUSHED:
+        yield from _hush()
+
+
+def _hush() -> Iterator[None]:
     sys.stderr.flush()
     try:
         before = os.dup(2)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from automl.records import ModelInfo
+from automl.search.trial import VARIANCE_FLOOR
 from automl.serving.export import export_saved_model
 from automl.serving.guards import add_guards, fit_guards
 from automl.serving.predictor import load
@@ -46,8 +47,10 @@ def make_model(
     features = keras.layers.GlobalAveragePooling2D(name="features")(backbone.output)
     embed = keras.Model(pixels, features)
     seen = embed(draw_images(16, image_size).astype(np.float32), training=False).numpy()
+    # With the search's floor: a dead feature must not turn rounding into an answer.
+    variance = np.maximum(seen.var(axis=0), VARIANCE_FLOOR * seen.var(axis=0).mean())
     standardise = keras.layers.Normalization(
-        mean=seen.mean(axis=0), variance=seen.var(axis=0) + 1e-8, name="standardise"
+        mean=seen.mean(axis=0), variance=variance, name="standardise"
     )
     values = keras.layers.Dropout(0.2, name="dropout")(standardise(features))
     values = keras.layers.Dense(

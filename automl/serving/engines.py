@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from automl.console import hush
 from automl.errors import ModelError
 from automl.records import ModelInfo
 
@@ -99,8 +100,11 @@ def make_interpreter(data: bytes):
             warnings.simplefilter("ignore")
             import tensorflow as tf
 
-            return tf.lite.Interpreter(model_content=data, num_threads=1)
-    return Interpreter(model_content=data, num_threads=1)
+            Interpreter = tf.lite.Interpreter
+    # The library announces its delegate on standard error.
+    with hush(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Interpreter(model_content=data, num_threads=1)
 
 
 def refuse_unsafe_operations(folder: Path) -> None:
