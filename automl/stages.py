@@ -209,7 +209,8 @@ def search_models(
     def show(trials: int, best: Any, done: int, total: int) -> None:
         score = f", best {config.objective} {best.score:.4f}" if best else ""
         # One stage name throughout: the time left is measured from its first appearance.
-        console.progress("searching", done, total, note=f"trial {trials + 1}{score}")
+        trial = min(trials + 1, max(trials, plan.description["trials"]))
+        console.progress("searching", done, total, note=f"trial {trial}{score}")
 
     study = run_study(
         plan.study,

@@ -23,7 +23,7 @@ BASELINE_NAMES = {
     "majority": "Always the largest class",
     "uniform": "A coin",
     "one_nearest_neighbour": "Most similar training image (1-NN)",
-    "shortcut": "File properties alone",
+    "shortcut": "Simple image properties alone",
     "logistic_features": "Logistic regression on frozen features",
 }
 

@@ -105,16 +105,16 @@ def shortcuts(report: dict[str, Any]) -> Answer:
     auc = interval({"value": found["auc"], "low": found["low"], "high": found["high"]})
     model = report["evaluation"]["test"]["metrics"].get("roc_auc") or {}
     if model.get("low") is not None and (found["high"] or found["auc"]) >= model["low"]:
-        text = f"File properties alone reach AUC {auc}, as much as the model: it may read those."
-        return "fail", text, "shortcuts"
+        text = f"Simple image properties alone reach AUC {auc}, as much as the model: it may read "
+        return "fail", text + "those.", "shortcuts"
     if found["auc"] >= NOTABLE_SHORTCUT:
-        text = f"File properties alone tell the classes apart with AUC {auc} (notable from "
+        text = f"Simple image properties alone tell the classes apart with AUC {auc} (notable from "
         return (
             "caution",
             text + f"{NOTABLE_SHORTCUT:.2f}): the classes may differ in origin.",
             "shortcuts",
         )
-    text = f"File properties alone do not tell the classes apart well: AUC {auc}, below "
+    text = f"Simple image properties alone do not tell the classes apart well: AUC {auc}, below "
     return "pass", text + f"{NOTABLE_SHORTCUT:.2f}.", "shortcuts"
 
 
