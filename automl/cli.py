@@ -17,7 +17,7 @@ import click
 
 from automl import __version__
 from automl.config import make_config
-from automl.console import Console, hush, paint, quiet_frameworks
+from automl.console import Console, hush, paint, quiet_frameworks, silence
 from automl.errors import AutomlError, Interrupted, UsageError
 from automl.options import (
     DATA_SETTINGS,
@@ -303,6 +303,7 @@ def run_command(arguments: Sequence[str]) -> int:
         print_error(str(error), "stopped" if isinstance(error, Interrupted) else "error")
         return error.exit_code
     except BrokenPipeError:  # the reader has what it wanted, as in `| head`
+        silence(sys.stdout)
         return 0
     except Exception as error:
         show_traceback(arguments)

@@ -205,7 +205,17 @@ def paint(text: str, code: str, stream: TextIO) -> str:
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write to a stream that may have gone away."""
-    with contextlib.suppress(OSError, ValueError):
+    """Write to a stream that may have gone away; if it has, nobody is told again."""
+    try:
         stream.write(text)
         stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Let what is still buffered, and all that follows, vanish without an error at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
