@@ -169,7 +169,9 @@ def test_an_editable_install_sees_the_checkout(checkout, tmp_path):
     (site,) = {path.parent for path in prefix.rglob("*.pth")}
     # Without `site`, so that an editable install of this very checkout is not seen.
     code = (
-        f"import sys; sys.path.append({sysconfig.get_paths()['purelib']!r}); import site;"
+        # First in the path: this environment's own editable install has a module of that name.
+        f"import sys; sys.path[:0] = [{str(site)!r}];"
+        f"sys.path.append({sysconfig.get_paths()['purelib']!r}); import site;"
         f"site.addsitedir({str(site)!r}); import automl, run_search; print(automl.__file__)"
     )
     shown = run("-S", "-c", code, cwd=tmp_path, PYTHONPATH="").strip()

@@ -123,8 +123,10 @@ def test_an_interrupted_search_goes_on_and_ends_as_if_nothing_had_been(finished,
     command = [sys.executable, str(ROOT / "run_search.py"), "--data", "scans", "--name", "second"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")}
     process = subprocess.Popen(
-        [*command, *QUICK], cwd=work, env=environment, stderr=subprocess.PIPE, text=True
-    )
+        [*command, *QUICK], cwd=work, env=environment, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     journal = work / "reports" / "second" / "journal.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
