@@ -104,7 +104,9 @@ def make_interpreter(data: bytes):
     # The library announces its delegate on standard error.
     with hush(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Interpreter(model_content=data, num_threads=1)
+        interpreter = Interpreter(model_content=data, num_threads=1)
+        interpreter.allocate_tensors()
+        return interpreter
 
 
 def refuse_unsafe_operations(folder: Path) -> None:
