@@ -260,7 +260,8 @@ def prepare_framework(threads: int) -> None:
 
     tf.get_logger().setLevel("ERROR")
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    # A layer's two gradients side by side are a fifth faster than one after the other.
+    tf.config.threading.set_inter_op_parallelism_threads(min(2, threads))
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 
