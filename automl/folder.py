@@ -1,6 +1,7 @@
 """A run's folder: its name, what may be done with one that exists, and its small files."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -150,8 +151,6 @@ def write_config(path: Path, settings: dict[str, Any]) -> None:
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV file; None is an empty cell and text cannot be a formula."""
-    import io
-
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([disarm(column) for column in columns])

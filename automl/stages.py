@@ -22,7 +22,6 @@ from automl.evaluation.baselines import all_baselines
 from automl.evaluation.calibration import (
     apply_calibration,
     fit_temperature,
-    full_logits,
     prior_shift,
 )
 from automl.evaluation.evaluate import evaluate_model
@@ -267,12 +266,11 @@ def minutes(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Winner:
-    """The finished model with its answers; logits are before temperature, (n, k)."""
+    """The finished model with its answers: probabilities (n, k), ``features`` of every image."""
 
     model: Any
     temperature: float
     threshold: float | None
-    val_logits: np.ndarray
     val: np.ndarray
     test_before: np.ndarray
     test: np.ndarray
@@ -318,7 +316,6 @@ def finish_model(
         model=final,
         temperature=temperature,
         threshold=threshold,
-        val_logits=full_logits(answers["val"] - head_shift),
         val=val,
         test_before=probabilities_of(unshifted),
         test=apply_calibration(answers["test"], temperature),

@@ -28,15 +28,13 @@ MEASURED_BATCHES = 4
 class Speeds:
     """Measured on this machine for one width.
 
-    ``train`` and ``predict`` are seconds an image by depth, ``setup`` the seconds that the
-    first trial of a depth needs to compile, ``extract`` seconds an image, ``convert``
-    seconds before the first, ``shapes`` an activation's shape and ``trained`` the number
-    of trained weights by depth.
+    ``train`` and ``predict`` are seconds an image by depth, ``extract`` seconds an image,
+    ``convert`` seconds before the first, ``shapes`` an activation's shape and ``trained`` the
+    number of trained weights by depth.
     """
 
     train: dict[int, float]
     predict: dict[int, float]
-    setup: dict[int, float]
     extract: float
     convert: float
     engine: str
@@ -48,11 +46,10 @@ class Speeds:
 def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
     """Run a few batches at every depth on random activations; the graphs stay for the search."""
     trainer = get_trainer(spec, width)
-    train, predict, setup, shapes, trained = {}, {}, {}, {}, {}
+    train, predict, shapes, trained = {}, {}, {}, {}
     draw = np.random.default_rng(0)
     seed = tf.constant(1)
     for depth in trainer.depths:
-        started = time.monotonic()
         program = trainer.program(depth)
         shapes[depth] = trainer.activations.shape(depth)
         trained[depth] = sum(int(np.prod(v.shape)) for v in program.body + program.head)
@@ -64,7 +61,6 @@ def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
         call = tuple(tf.constant(array) for array in (x, y, weight))
         program.train(*call, batch, seed)
         program.predict(call[0])
-        setup[depth] = time.monotonic() - started
         started = time.monotonic()
         float(program.train(*call, batch, seed))
         train[depth] = (time.monotonic() - started) / n
@@ -74,9 +70,7 @@ def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
     trainer.restore()
     engine = engine_name(len(spec.targets) + (spec.views - 1) * len(spec.train_rows))
     if trainer.activations.is_filled():
-        return Speeds(
-            train, predict, setup, 0.0, 0.0, engine, shapes, trained, trainer.weights_digest
-        )
+        return Speeds(train, predict, 0.0, 0.0, engine, shapes, trained, trainer.weights_digest)
     started = time.monotonic()
     size = spec.pixels.shape[1]
     images = draw.integers(0, 255, (BLOCK, size, size, 3)).astype(np.float32)
@@ -86,9 +80,7 @@ def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
     started = time.monotonic()
     run(images)
     extract = (time.monotonic() - started) / BLOCK
-    return Speeds(
-        train, predict, setup, extract, convert, engine, shapes, trained, trainer.weights_digest
-    )
+    return Speeds(train, predict, extract, convert, engine, shapes, trained, trainer.weights_digest)
 
 
 def trial_seconds(
