@@ -102,17 +102,24 @@ def search(
 @cli.command()
 @click.argument("data")
 @config_options(DATA_SETTINGS)
+@click.option("--html", metavar="FILE.html", help="also write a page with pictures of the pairs")
 @talk_options
-def audit(console: Console, data: str, **options: Any) -> None:
+def audit(console: Console, data: str, html: str | None, **options: Any) -> None:
     """Look at DATA without training: findings, near-copies, a split that does not leak."""
     config = make_config({"data": data, **given_settings(options)})
-    from automl.pipeline import audit_data
+    if html is not None and (Path(html).suffix.lower() != ".html" or Path(html).is_dir()):
+        raise UsageError(f"--html {html} must be a file that ends in .html.")
+    from automl.pipeline import audit_data, write_audit_page
 
     dataset, result = audit_data(config, console)
+    if html is not None:
+        write_audit_page(dataset, result, Path(html))
     if console.json:
         print_json(result.to_json())
-        return
-    console.say("\n".join(audit_lines(dataset, result)))
+    else:
+        console.say("\n".join(audit_lines(dataset, result)))
+        if html is not None:
+            console.say(f"\npage  {html}")
 
 
 @cli.command()

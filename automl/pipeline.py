@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 import uuid
 from dataclasses import asdict
@@ -17,9 +18,11 @@ import numpy as np
 from automl.config import SearchConfig
 from automl.console import Console, hush
 from automl.data.audit import audit_dataset
+from automl.data.images import ImageError, open_image
+from automl.data.pictures import write_picture
 from automl.data.pixels import scan_images
 from automl.data.sources import cache_folder, load_dataset
-from automl.data.split import make_split, summarise_split, write_split
+from automl.data.split import make_split, write_split
 from automl.data.twins import find_twins
 from automl.errors import Interrupted, UsageError
 from automl.folder import (
@@ -33,6 +36,8 @@ from automl.tracking.journal import FILE_NAME, Journal
 from automl.tracking.mlflow_sink import MlflowSink, describe, read_link
 from automl.tracking.replay import redact
 
+# Longest side in pixels of a picture on the audit's page.
+AUDIT_SIDE = 240
 PACKAGES = (
     "tensorflow",
     "keras",
@@ -107,7 +112,7 @@ def search_into(
     with hush():
         from automl import stages
 
-    sizes = summarise_split(split, scan.dataset)
+    sizes = audit.summary["split"]
     begin = {
         "schema": 1,
         "run_id": uuid.uuid4().hex,
@@ -209,6 +214,30 @@ def audit_data(config: SearchConfig, console: Console | None = None) -> tuple[Da
     twins = find_twins(scan, config.twin_threshold, progress=console.progress)
     split = make_split(scan, twins, config)
     return scan.dataset, audit_dataset(scan, twins, split, config)
+
+
+def write_audit_page(dataset: Dataset, audit: Audit, path: Path) -> Path:
+    """The audit as one HTML file, with the pictures of its pairs inside.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from automl.reporting.render import render_audit
+
+    document = plain(audit.to_json())
+    paths = {sample.image: sample.path for sample in dataset.samples}
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = document["twins"]["pairs"]
+        drawn = {}
+        for number, name in enumerate(sorted({pair[end] for pair in pairs for end in "ab"})):
+            try:
+                pixels, _ = open_image(paths[name])
+            except ImageError:  # gone since the scan: the page says "not kept"
+                continue
+            drawn[name] = write_picture(pixels, Path(folder, f"{number}.jpg"), AUDIT_SIDE).name
+        for pair in pairs:
+            pair["picture_a"], pair["picture_b"] = drawn.get(pair["a"]), drawn.get(pair["b"])
+        return render_audit(document, dataset.name, path, Path(folder))
 
 
 def plan_search(config: SearchConfig, console: Console | None = None) -> dict[str, Any]:

@@ -187,6 +187,8 @@ def audit_part() -> dict[str, Any]:
                 {
                     "a": f"Image{17 + i}.jpg",
                     "b": f"Image{18 + i}.jpg",
+                    "label_a": "no tumour" if i == 1 else "tumour",
+                    "label_b": "tumour",
                     "correlation": 0.9991 - i * 0.0041,
                     "kind": kind,
                     "picture_a": f"twin_{i}_a.jpg",
@@ -210,6 +212,12 @@ def audit_part() -> dict[str, Any]:
         },
         "one_nn": {"random": 0.955, "grouped": 0.861},
     }
+
+
+def audit_document() -> dict[str, Any]:
+    """What ``automl audit --html`` renders."""
+    report = full_report()
+    return {**report["audit"], "dataset": report["dataset"], "split": report["split"]}
 
 
 def finding(check: str, severity: str, title: str, count: int, examples: list[str], remedy: str):

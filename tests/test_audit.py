@@ -1,12 +1,18 @@
 """Every check speaks when it should, and is silent when it should be."""
 
+import base64
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scans import draw_picture, make_dataset, make_scan, make_twins, scan_and_twins
 from sklearn.metrics import roc_auc_score
 
@@ -327,3 +333,28 @@ def test_importing_the_audit_loads_no_framework() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_the_page_shows_conflicting_copies_side_by_side(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    from automl.pipeline import audit_data, write_audit_page
+
+    root = tmp_path / "scans"
+    shutil.copytree(class_folders, root)
+    shutil.copy(root / "healthy" / "h00.png", root / "tumour" / "copy.png")
+    shutil.copy(root / "healthy" / "h01.png", root / "healthy" / "again.png")
+    config = SearchConfig(data=str(root), cache_dir=str(tmp_path / "cache"))
+    dataset, audit = audit_data(config)
+    page = write_audit_page(dataset, audit, tmp_path / "audit.html").read_text()
+    assert "<strong>healthy</strong> and <strong>tumour</strong>" in page
+    assert page.count("<img") == 4 and "not kept" not in page
+    shown = [
+        np.asarray(Image.open(BytesIO(base64.b64decode(text))).convert("L"), dtype=float)
+        for text in re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+    ]
+    original = np.asarray(Image.open(root / "healthy" / "h00.png"), dtype=float)
+    assert all(np.abs(picture - original).mean() < 4 for picture in shown[:2])
+    (root / "tumour" / "copy.png").unlink()
+    later = write_audit_page(dataset, audit, tmp_path / "later.html").read_text()
+    assert later.count("<img") == 3 and later.count("not kept") == 1

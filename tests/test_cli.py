@@ -59,11 +59,14 @@ def pipeline(monkeypatch):
         module.asked = {"config": config}
         return dataset, Audit((finding,), {"images": 3})
 
+    def write_audit_page(dataset, audit, path):
+        module.asked["page"] = path
+
     def evaluate_run(folder, data, names, console):
         module.asked = {"folder": folder, "data": data, "names": names}
         return {"images": 5}
 
-    for function in (run_search, plan_search, audit_data, evaluate_run):
+    for function in (run_search, plan_search, audit_data, write_audit_page, evaluate_run):
         setattr(module, function.__name__, function)
     monkeypatch.setitem(sys.modules, "automl.pipeline", module)
     monkeypatch.setattr(automl, "pipeline", module, raising=False)
@@ -133,6 +136,15 @@ def test_audit_prints_findings_or_json(pipeline, capsys):
     assert pipeline.asked["config"].label_column == "Class"
     assert run_command(["audit", "scans", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["findings"][0]["check"] == "twins"
+    assert run_command(["audit", "scans", "--html", "page.html"]) == 0
+    assert pipeline.asked["page"] == Path("page.html") and "page.html" in capsys.readouterr().out
+
+
+def test_a_page_of_the_audit_is_not_written_over_a_folder_or_the_data(pipeline, tmp_path, capsys):
+    (tmp_path / "folder.html").mkdir()
+    for path in (tmp_path / "folder.html", "labels.csv"):
+        assert run_command(["audit", "scans", "--html", str(path)]) == 2
+        assert pipeline.asked == {} and "ends in .html" in capsys.readouterr().err
 
 
 def test_evaluate_renames_labels(pipeline, tmp_path, capsys):

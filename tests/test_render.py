@@ -229,10 +229,18 @@ def test_rendering_takes_a_few_seconds_at_most(tmp_path):
 
 
 def test_the_audit_page_shows_findings_and_near_copies(tmp_path):
-    path = render.render_audit(report_fixture.audit_part(), "scans", tmp_path / "audit.html", NOON)
-    page = Page(path.read_text())
+    document = report_fixture.audit_document()
+    page = Page(
+        render.render_audit(document, "scans", tmp_path / "audit.html", tmp_path, NOON).read_text()
+    )
     words = " ".join(page.text)
     assert "1,354 images (36 %) have a near-copy" in words and "95.5" in words
+    different = words.index("Near-copies with different labels")
+    alike = words.index("Near-copies with the same label")
+    conflict, same = (
+        words.index(pair) for pair in ("Image18.jpg, Image19", "Image19.jpg, Image20")
+    )
+    assert different < conflict < alike < same
 
 
 def write_run(folder, seed, noise):

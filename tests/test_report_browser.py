@@ -184,7 +184,10 @@ def test_axe_finds_no_serious_violation(browser, run, view, kind):
     make = {
         "report": lambda: run,
         "audit": lambda: render_audit(
-            report_fixture.audit_part(), "scans", run.with_name("audit.html")
+            report_fixture.audit_document(),
+            "scans",
+            run.with_name("audit.html"),
+            run.with_name("pictures"),
         ),
         "compare": lambda: compare_runs([run.parent, run.parent]),
         "index": lambda: write_index(run.parent.parent),

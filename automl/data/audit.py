@@ -9,7 +9,13 @@ import numpy as np
 from automl.config import SearchConfig
 from automl.data.neighbours import nearest_others
 from automl.data.shortcuts import measure_shortcuts
-from automl.data.split import describe_groups, leaking_pairs, merge_groups, rows_without_twins
+from automl.data.split import (
+    describe_groups,
+    leaking_pairs,
+    merge_groups,
+    rows_without_twins,
+    summarise_split,
+)
 from automl.data.twins import BLANK_STD, group_sizes
 from automl.records import SEVERITIES, SPLITS, Audit, Dataset, Finding, Scan, Split, Twins
 
@@ -33,7 +39,8 @@ def audit_dataset(scan: Scan, twins: Twins, split: Split | None, config: SearchC
     Returns:
         All findings, most severe first, with those of earlier stages; and as summary the
         parts "dataset", "twins", "shortcuts" and "one_nn" of the report, and with a split
-        "without_twins": {images, of, names} of test images without a relative in train or val.
+        "split" and "without_twins": {images, of, names} of test images without a relative in
+        train or val.
     """
     dataset = scan.dataset
     group = merge_groups(dataset, twins) if split is None else split.group
@@ -60,6 +67,7 @@ def audit_dataset(scan: Scan, twins: Twins, split: Split | None, config: SearchC
     }
     if split is not None:
         rows = rows_without_twins(split)
+        summary["split"] = summarise_split(split, dataset)
         summary["without_twins"] = {
             "images": len(rows),
             "of": len(split.rows("test")),
@@ -352,7 +360,11 @@ def most_common(counts: Counter[str]) -> dict[str, int]:
 
 
 def describe_twins(scan: Scan, twins: Twins, split: Split | None) -> dict[str, Any]:
-    """The "twins" part of the report's audit; pairs: conflicts, then leaks, then the rest."""
+    """The "twins" part of the report's audit.
+
+    Of its pairs some have different labels; of the others those that leak come first, then
+    those that are not identical.
+    """
     dataset = scan.dataset
     counts = np.bincount(twins.group)
     copies = [n for n in Counter(fact["sha256"] for fact in scan.facts).values() if n > 1]
@@ -363,6 +375,9 @@ def describe_twins(scan: Scan, twins: Twins, split: Split | None) -> dict[str, A
         leaks = split is not None and split.part[i] != split.part[j]
         return labels[i] == labels[j], not leaks, kind in ("bytes", "pixels"), -correlation
 
+    ranked = sorted(twins.pairs, key=rank)
+    conflicts = [pair for pair in ranked if labels[pair[0]] != labels[pair[1]]]
+    shown = conflicts[:MAX_EXAMPLES] + ranked[len(conflicts) :][:MAX_EXAMPLES]
     return {
         "groups": int(np.sum(counts > 1)),
         "images": int(np.sum(counts[counts > 1])),
@@ -374,10 +389,12 @@ def describe_twins(scan: Scan, twins: Twins, split: Split | None) -> dict[str, A
             {
                 "a": dataset.samples[i].image,
                 "b": dataset.samples[j].image,
+                "label_a": labels[i],
+                "label_b": labels[j],
                 "correlation": correlation,
                 "kind": kind,
             }
-            for i, j, correlation, kind in sorted(twins.pairs, key=rank)[:MAX_EXAMPLES]
+            for i, j, correlation, kind in shown
         ],
         "neighbours": twins.neighbours,
     }

@@ -67,15 +67,20 @@ def render_report(report: dict[str, Any], folder: Path, now: datetime | None = N
     return write_text(folder / "report.html", page)
 
 
-def render_audit(audit: dict[str, Any], name: str, path: Path, now: datetime | None = None) -> Path:
+def render_audit(
+    audit: dict[str, Any], name: str, path: Path, folder: Path, now: datetime | None = None
+) -> Path:
     """Write the page of ``automl audit --html``: the data section alone.
 
     Args:
-        audit: audit.json's content (the report's "audit" part).
+        audit: audit.json's content: the report's "audit" part, with its "dataset" and "split".
         name: the data set's name.
-        path: the HTML file; pictures are looked for in the folder ``pictures`` beside it.
+        path: the HTML file.
+        folder: where the pictures are that ``audit`` names.
     """
-    audit = complete(audit, read_schema()["properties"]["audit"])
+    parts = read_schema()["properties"]
+    dataset, split = (complete(audit[part], parts[part]) for part in ("dataset", "split"))
+    audit = complete(audit, parts["audit"])
     holder = {"audit": audit}
     made = (view.figures_data.twin_figure(holder), view.figures_data.shortcut_figure(holder))
     names = [
@@ -84,12 +89,14 @@ def render_audit(audit: dict[str, Any], name: str, path: Path, now: datetime | N
         for key in ("picture_a", "picture_b")
         if pair[key]
     ]
-    pictures, left_out = embed_pictures(names, path.parent / "pictures")
+    pictures, left_out = embed_pictures(list(dict.fromkeys(names)), folder)
     page = render_page(
         "audit.html",
         title=f"{name}: data audit",
         name=name,
         audit=audit,
+        dataset=dataset,
+        split=split,
         figures={figure.name: draw(figure) for figure in made if figure},
         pictures=pictures,
         left_out=left_out,
