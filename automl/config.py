@@ -106,7 +106,12 @@ class SearchConfig:
     views: int = setting(1, "fixed augmented views of each training image", low=1, high=64)
     batch_size: int = setting(32, "training images per step", low=1, high=1024)
     seed: int = setting(0, "makes the whole search repeatable", low=0, high=2**31 - 1)
-    workers: int = setting(1, "trials that run at the same time", low=1, high=256)
+    workers: int | None = setting(
+        None,
+        "trials that run at the same time; default one for each processor, at most 4",
+        low=1,
+        high=256,
+    )
     trial_timeout: float | None = setting(
         None, "a trial that takes longer has failed, such as 20m", metavar="TIME"
     )

@@ -32,6 +32,7 @@ from automl.folder import (
     write_trials,
 )
 from automl.records import Audit, Dataset, Run, Scan, Twins
+from automl.search.worker import WorkerPool
 from automl.tracking.journal import FILE_NAME, Journal
 from automl.tracking.mlflow_sink import MlflowSink, describe, read_link
 from automl.tracking.replay import redact
@@ -104,47 +105,47 @@ def search_into(
 
     scan, twins = read_images(config, dataset, cache, console)
     split = make_split(scan, twins, config)
-    audit = audit_dataset(scan, twins, split, config)
-    write_split(split, scan.dataset, folder / "split.csv")
-    write_json(folder / "audit.json", audit.to_json())
-    say_findings(audit, console)
-
-    with hush():
-        from automl import stages
-
-    sizes = audit.summary["split"]
-    begin = {
-        "schema": 1,
-        "run_id": uuid.uuid4().hex,
-        "name": folder.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command or "automl.search(...)",
-        "config": settings,
-        "dataset": {
-            **{
-                key: audit.summary["dataset"][key]
-                for key in ("name", "images", "classes", "kind", "synthetic")
-            },
-            "digest": scan.digest,
-            "split": {part: sizes[part] for part in ("train", "val", "test")},
-            "split_digest": split.digest,
-        },
-        "versions": versions(),
-    }
-    sink = MlflowSink(
-        folder, config.tracking_uri, config.experiment, config.register, config.promote
-    )
-    deadline = None
-    if config.budget is not None:
-        reserve = max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
-        deadline = began + config.budget - min(reserve, config.budget / 2)
-    pool = stages.WorkerPool(
+    # The workers import the framework while the audit runs.
+    pool = WorkerPool(
         config.workers,
         folder / "worker.log",
         lambda kind, *rest: console.progress(*rest),
         config.trial_timeout,
     )
     try:
+        audit = audit_dataset(scan, twins, split, config)
+        write_split(split, scan.dataset, folder / "split.csv")
+        write_json(folder / "audit.json", audit.to_json())
+        say_findings(audit, console)
+        with hush():
+            from automl import stages
+
+        sizes = audit.summary["split"]
+        begin = {
+            "schema": 1,
+            "run_id": uuid.uuid4().hex,
+            "name": folder.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command or "automl.search(...)",
+            "config": settings,
+            "dataset": {
+                **{
+                    key: audit.summary["dataset"][key]
+                    for key in ("name", "images", "classes", "kind", "synthetic")
+                },
+                "digest": scan.digest,
+                "split": {part: sizes[part] for part in ("train", "val", "test")},
+                "split_digest": split.digest,
+            },
+            "versions": versions(),
+        }
+        sink = MlflowSink(
+            folder, config.tracking_uri, config.experiment, config.register, config.promote
+        )
+        deadline = None
+        if config.budget is not None:
+            reserve = max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
+            deadline = began + config.budget - min(reserve, config.budget / 2)
         study, plan, detail = stages.search_models(
             config, scan, split, folder, journal, pool,
             cache=cache, deadline=deadline, begin=begin, console=console,
@@ -254,9 +255,13 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
     left = None
     if config.budget is not None:
         left = config.budget - max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
-    pool = stages.WorkerPool(config.workers, Path(os.devnull))
+    pool = WorkerPool(config.workers, Path(os.devnull))
     try:
-        plan = stages.make_plan(config, spec, Path(config.out), pool, [], left, console)
+        filling = sum(
+            pool.submit(stages.measure_filling, spec, width).result() for width in config.width
+        )
+        left = left and max(1.0, left - filling)
+        plan = stages.make_plan(config, spec, Path(config.out), pool, [], left, filling, console)
     finally:
         pool.shutdown()
     console.say(stages.plan_text(plan, config))

@@ -5,6 +5,7 @@ They import the framework, so ``pipeline`` imports them only when the data is go
 
 import json
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,12 @@ from automl.evaluation.metrics import predict_classes
 from automl.evaluation.robustness import evaluate_robustness
 from automl.evaluation.saliency import check_saliency, grad_cam
 from automl.evaluation.thresholds import choose_threshold
-from automl.folder import check_fingerprint, count_test_evaluations, write_probabilities
+from automl.folder import (
+    check_fingerprint,
+    count_test_evaluations,
+    write_json,
+    write_probabilities,
+)
 from automl.records import ModelInfo, Scan, Split, Study
 from automl.search.activations import PixelSource
 from automl.search.engine import tensorflow_engine
@@ -39,16 +45,19 @@ from automl.search.model import cut_logits
 from automl.search.objective import probabilities_of
 from automl.search.plan import (
     BUDGET_SHARE,
+    Network,
     Speeds,
     balanced_size,
     candidate_schedules,
+    describe_network,
     describe_schedule,
     estimate_bytes,
     estimate_seconds,
+    mean_speeds,
     measure_speeds,
 )
 from automl.search.space import describe_space
-from automl.search.study import StudyPlan, run_study, threads_for
+from automl.search.study import StudyPlan, run_study
 from automl.search.summary import summarise_study
 from automl.search.trial import StudySpec, Trainer, prepare_trainer
 from automl.search.worker import WorkerPool
@@ -64,6 +73,7 @@ RESERVE_SHARE = 0.15
 GRID_IMAGES = 6
 PICTURE_SIDE = 160
 SALIENCY_IMAGES = 48
+PASSES = ("train", "predict")
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class SearchPlan:
     """A study about to begin, with what it is expected to cost."""
 
     study: StudyPlan
+    networks: dict[float, Network]
     speeds: dict[float, Speeds]
     expected_seconds: float
     description: dict[str, Any]
@@ -93,7 +104,6 @@ def make_spec(config: SearchConfig, scan: Scan, split: Split, cache: Path) -> St
         seed=config.seed,
         cache_folder=cache / "activations" if config.cache else None,
         cache_limit=config.cache_limit * 2**30,
-        threads=threads_for(config.workers),
     )
 
 
@@ -104,20 +114,37 @@ def make_plan(
     pool: WorkerPool,
     events: Sequence[dict[str, Any]],
     seconds_left: float | None,
+    filling: float,
     console: Console,
 ) -> SearchPlan:
-    """Measure this machine's speed and fix the schedule; a resumed search keeps its own."""
+    """Fix the schedule; a resumed search keeps its own.
+
+    Args:
+        seconds_left: until the search must end, or None; without such a limit this machine's
+            speed may be one that was measured before.
+        filling: seconds that the cache takes or took.
+    """
     started = next((event for event in events if event["event"] == "search_started"), None)
-    console.progress("measuring this machine", 0, len(config.width))
-    speeds = {}
-    for done, width in enumerate(config.width, 1):
-        speeds[width] = pool.submit(measure_speeds, spec, width, config.batch_size).result()
+    workers = pool.size
+    networks, speeds = {}, {}
+    for done, width in enumerate(config.width):
         console.progress("measuring this machine", done, len(config.width))
+        networks[width] = pool.submit(describe_network, spec, width).result()
+        store = spec.cache_folder and spec.cache_folder.parent / "speeds.json"
+        facts = [platform.node(), workers, pool.threads, width, spec.pixels.shape[1]]
+        key = "/".join(map(str, [*facts, spec.n_classes, config.batch_size]))
+        recalled = read_speeds(store, key, networks[width]) if seconds_left is None else None
+        speeds[width] = recalled or mean_speeds(
+            pool.everywhere(measure_speeds, spec, width, config.batch_size)
+        )
+        if store is not None and recalled is None:
+            write_speeds(store, key, speeds[width])
+    console.progress("measuring this machine", len(config.width), len(config.width))
 
     def plan_of(schedule: list[list[tuple[int, int]]]) -> tuple[StudyPlan, float]:
         study = StudyPlan(spec, schedule, config.width, config.batch_size, folder)
         firsts = study.make_oracle().first_values()
-        return study, estimate_seconds(speeds, spec, schedule, firsts) / config.workers
+        return study, filling + estimate_seconds(speeds, spec, schedule, firsts, workers)
 
     if started is not None:
         schedule = [
@@ -129,17 +156,36 @@ def make_plan(
         study, seconds = plan_of(make_schedule(config.max_epochs, config.factor, config.min_epochs))
     else:
         plans = [plan_of(s) for s in candidate_schedules(config.factor, config.min_epochs)]
-        fitting = [plan for plan in plans if plan[1] <= BUDGET_SHARE * seconds_left]
+        fitting = [p for p in plans if p[1] - filling <= BUDGET_SHARE * seconds_left]
         # The largest that fits; where nothing does, the smallest is cut off by the clock.
         study, seconds = (
             max(fitting, key=lambda p: p[1]) if fitting else min(plans, key=lambda p: p[1])
         )
     description = describe_schedule(study.schedule) | {
         "seconds": round(seconds, 1),
-        "bytes": estimate_bytes(speeds, spec, study.schedule),
+        "workers": workers,
+        "bytes": estimate_bytes(list(networks.values()), spec, study.schedule, workers),
         "training_images": balanced_size(spec),
     }
-    return SearchPlan(study, speeds, seconds, description)
+    return SearchPlan(study, networks, speeds, seconds, description)
+
+
+def read_speeds(path: Path | None, key: str, network: Network) -> Speeds | None:
+    """What an earlier search measured on such a machine, if it measured every depth."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[key] if path else {}
+        tables = [{int(depth): float(s) for depth, s in found[kind].items()} for kind in PASSES]
+    except (OSError, ValueError, KeyError):
+        return None
+    return Speeds(*tables) if all(set(network.shapes) <= set(table) for table in tables) else None
+
+
+def write_speeds(path: Path, key: str, speeds: Speeds) -> None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    write_json(path, known | {key: {kind: getattr(speeds, kind) for kind in PASSES}})
 
 
 def fingerprint(config: SearchConfig, scan: Scan, split: Split, plan: SearchPlan) -> dict[str, Any]:
@@ -152,7 +198,7 @@ def fingerprint(config: SearchConfig, scan: Scan, split: Split, plan: SearchPlan
         "space": json.loads(json.dumps(space)),
         "schedule": [config.max_epochs, config.factor, config.min_epochs, config.budget],
         "objective": config.objective,
-        "weights": {str(width): s.weights_digest for width, s in plan.speeds.items()},
+        "weights": {str(width): n.weights_digest for width, n in plan.networks.items()},
         "seed": config.seed,
         "balance": config.balance,
         "views": config.views,
@@ -185,8 +231,11 @@ def search_models(
         ResumeError: the run was begun with something else.
     """
     spec = make_spec(config, scan, split, cache)
+    started = time.monotonic()
+    caches = [pool.submit(prepare_trainer, spec, width).result() for width in config.width]
+    filled = time.monotonic() - started
     left = None if deadline is None else deadline - time.monotonic()
-    plan = make_plan(config, spec, folder, pool, journal.events, left, console)
+    plan = make_plan(config, spec, folder, pool, journal.events, left, filled, console)
     marks = fingerprint(config, scan, split, plan)
     check_fingerprint(journal.events, marks)
     if not any(event["event"] == "search_started" for event in journal.events):
@@ -201,9 +250,7 @@ def search_models(
     for torn in (folder / "checkpoints").glob("*.part"):
         torn.unlink()
 
-    started = time.monotonic()
-    caches = [pool.submit(prepare_trainer, spec, width).result() for width in config.width]
-    filled = time.monotonic() - started
+    measured = time.monotonic() - started - filled
 
     def show(trials: int, best: Any, done: int, total: int) -> None:
         score = f", best {config.objective} {best.score:.4f}" if best else ""
@@ -215,7 +262,7 @@ def search_models(
         plan.study,
         pool,
         journal,
-        workers=config.workers,
+        workers=pool.size,
         deadline=deadline,
         speeds=plan.speeds,
         expected_seconds=plan.expected_seconds,
@@ -230,13 +277,15 @@ def search_models(
             wall_seconds=study.wall_seconds,
             stages={
                 "activations": round(filled, 2),
-                "trials": round(study.wall_seconds - filled, 2),
+                "planning": round(measured, 2),
+                "trials": round(study.wall_seconds - filled - measured, 2),
             },
         )
     detail = {
         "cache": {key: sum(c[key] for c in caches) for key in ("hits", "misses", "bytes")}
         | {"engine": caches[0]["engine"], "images_per_second": caches[0]["images_per_second"]},
         "filled": filled,
+        "measured": measured,
     }
     return study, plan, detail
 
@@ -571,26 +620,30 @@ def describe_search(
     """The report's "search" part."""
     summary = summarise_study(study, describe_space(plan.study.make_oracle().get_space()))
     depth = int(study.best.params["fine_tune_depth"])
-    speeds = plan.speeds[float(study.best.params["width"])]
+    network = plan.networks[float(study.best.params["width"])]
     head = sum(
         int(np.prod(weight.shape))
         for layer in winner.model.layers
         if layer.name in ("hidden", "logits")
         for weight in layer.weights
     )
-    body = speeds.trained[depth] - speeds.trained[0]
+    body = network.trained[depth] - network.trained[0]
     summary["best"] |= {
         "parameters": int(winner.model.count_params()),
         "trainable_parameters": head + body,
         "macs": count_macs(winner.model),
     }
-    trials = round(study.wall_seconds - detail["filled"], 2)
+    trials = study.wall_seconds - detail["filled"] - detail["measured"]
     return {
         **summary,
         "plan": {
             key: plan.description[key] for key in ("brackets", "trials", "configurations", "epochs")
         },
-        "stages": {"activations": round(detail["filled"], 2), "trials": trials},
+        "stages": {
+            "activations": round(detail["filled"], 2),
+            "planning": round(detail["measured"], 2),
+            "trials": round(trials, 2),
+        },
         "cache": detail["cache"],
     }
 

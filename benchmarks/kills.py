@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KILLS_A_SEARCH = 5
+KILLS_A_SEARCH = 10
 
 
 def command(out: Path, cache: Path, name: str, resume: bool) -> list[str]:
@@ -54,7 +54,7 @@ def trials(run: Path) -> list[dict]:
 def disturb(
     out: Path, cache: Path, name: str, draw: random.Random, kills: int, seconds: float
 ) -> dict:
-    """Run one search to its end through ``kills`` kills; says how often what was repeated."""
+    """Run one search to its end through ``kills`` kills, each after up to ``seconds``."""
     run = out / name
     done = 0
     counts = {"driver": 0, "worker": 0, "both": 0}
@@ -63,17 +63,21 @@ def disturb(
             command(out, cache, name, resume=(run / "journal.jsonl").exists()),
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        if done < kills:
-            time.sleep(draw.uniform(0.0, seconds))
-            if process.poll() is None:
-                victim = draw.choice(["driver", "worker", "both"])
-                targets = children(process.pid) if victim != "driver" else []
-                targets += [process.pid] if victim != "worker" else []
-                for target in targets:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(target, signal.SIGKILL)
-                counts[victim] += 1
-                done += 1
+        while done < kills and process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0.0, seconds))
+            if process.poll() is not None:
+                break
+            victim = draw.choice(["driver", "worker", "both"])
+            targets = children(process.pid) if victim != "driver" else []
+            targets += [process.pid] if victim != "worker" else []
+            for target in targets:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(target, signal.SIGKILL)
+            counts[victim] += 1
+            done += 1
+            if victim != "worker":
+                break
         _, text = process.communicate()
         if process.returncode == 0:
             break
@@ -102,7 +106,7 @@ def main() -> None:
         answer = (out / "calm" / "predictions.csv").read_text()
         while total["kills"] < options.kills:
             kills = min(KILLS_A_SEARCH, options.kills - total["kills"])
-            counts = disturb(out, cache, f"s{searches}", draw, kills, seconds)
+            counts = disturb(out, cache, f"s{searches}", draw, kills, 0.5 * seconds)
             total = {key: total[key] + counts[key] for key in total}
             same = trials(out / f"s{searches}") == trials(out / "calm")
             same &= (out / f"s{searches}" / "predictions.csv").read_text() == answer

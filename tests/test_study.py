@@ -58,7 +58,7 @@ def make_study(folder: Path, max_epochs: int = 9) -> StudyPlan:
     rows = np.arange(10)
     spec = StudySpec(
         PixelSource(folder / "pixels.npy", (10, 8, 8, 3), "d"), rows % 2, rows[:6], rows[6:8], 2,
-        "none", (0, 2, 4), 1, "oversample", "roc_auc", 3, None, 1e9, 1,
+        "none", (0, 2, 4), 1, "oversample", "roc_auc", 3, None, 1e9,
     )  # fmt: skip
     return StudyPlan(spec, make_schedule(max_epochs, 3), (0.35,), 32, folder)
 

@@ -59,7 +59,6 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
         seed=0,
         cache_folder=folder / "cache",
         cache_limit=1e9,
-        threads=2,
     )
 
 
@@ -131,7 +130,7 @@ def test_litert_agrees_with_tensorflow_to_1e_4():
     prefix = cut_prefix(backbone, (0, 2, 7))
     images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.float32)
     for ours, theirs in zip(
-        litert_engine(prefix, 2)(images), tensorflow_engine(prefix)(images), strict=True
+        litert_engine(prefix)(images), tensorflow_engine(prefix)(images), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 

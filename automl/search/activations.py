@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import keras
 import numpy as np
 
 from automl.errors import StorageError
-from automl.search.engine import choose_engine, engine_name
+from automl.search.engine import choose_engine, each, engine_name
 from automl.search.model import cut_layer, cut_prefix
 from automl.search.views import make_view
 
@@ -72,13 +73,11 @@ class Activations:
         train_rows: np.ndarray,
         folder: Path | None,
         limit: float = 20 * 2**30,
-        threads: int = 2,
     ) -> None:
         self.backbone = backbone
         self.depths = tuple(sorted(set(depths) | {0}))
         self.views = views
         self.seed = seed
-        self.threads = threads
         self.pixels = source.open()
         self.folder = folder
         self.limit = limit
@@ -124,9 +123,7 @@ class Activations:
         if self.folder is not None:
             return self._files[depth, view][self._position[view][rows]]
         if depth not in self._prefix:
-            self._prefix[depth] = choose_engine(
-                "tensorflow", cut_prefix(self.backbone, (depth,)), 1
-            )
+            self._prefix[depth] = choose_engine("tensorflow", cut_prefix(self.backbone, (depth,)))
         blocks = [
             self._prefix[depth](make_view(self.pixels[part], part, view, self.seed))[0]
             for part in np.array_split(rows, max(1, len(rows) // BLOCK))
@@ -181,10 +178,11 @@ class Activations:
     def _extract(self, missing: list[tuple[int, int]]) -> None:
         started = time.monotonic()
         depths = tuple(depth for depth in self.depths if any(key[0] == depth for key in missing))
-        run = choose_engine(self.engine, cut_prefix(self.backbone, depths), self.threads)
+        run = choose_engine(self.engine, cut_prefix(self.backbone, depths))
         views = sorted({view for _, view in missing})
         total = sum(len(self._rows[view]) for view in views)
         done = 0
+        lock = threading.Lock()
         for view in views:
             rows = self._rows[view]
             targets = {
@@ -198,13 +196,18 @@ class Activations:
                 )
                 for i, path in targets.items()
             }
-            for start in range(0, len(rows), BLOCK):
+
+            def compute(start: int, rows: Any = rows, view: int = view, files: Any = files) -> None:
+                nonlocal done
                 part = rows[start : start + BLOCK]
                 outputs = run(make_view(self.pixels[part], part, view, self.seed))
                 for i, file in files.items():
                     file[start : start + len(part)] = outputs[i]
-                done += len(part)
-                self.progress("computing activations", done, total)
+                with lock:
+                    done += len(part)
+                    self.progress("computing activations", done, total)
+
+            each(compute, range(0, len(rows), BLOCK))
             for i, path in targets.items():
                 files[i].flush()
                 commit(path.with_suffix(".part"), path)

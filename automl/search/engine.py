@@ -6,8 +6,11 @@ thousand images on.
 """
 
 import importlib.util
+import os
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -37,9 +40,23 @@ def litert_interpreter() -> Any:
     return getattr(lite, "Interpreter", None)
 
 
-def choose_engine(name: str, network: keras.Model, threads: int) -> Engine:
-    """A function from float32 (n, S, S, 3) to a list with each output's (n, …) array."""
-    return litert_engine(network, threads) if name == "litert" else tensorflow_engine(network)
+def choose_engine(name: str, network: keras.Model) -> Engine:
+    """A function from float32 (n, S, S, 3) to a list with each output's (n, …) array.
+
+    It may be called by several threads at once, see ``each``.
+    """
+    return litert_engine(network) if name == "litert" else tensorflow_engine(network)
+
+
+def each(function: Callable[[Any], Any], items: Iterable[Any]) -> None:
+    """Call ``function`` with every item, by a thread for each processor; the first error ends it.
+
+    The network runs outside of Python's lock, and so do copying and writing arrays: threads
+    with an interpreter of one thread each are faster than one interpreter with all of them.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(function, items):
+            pass
 
 
 def tensorflow_engine(network: keras.Model) -> Engine:
@@ -55,7 +72,7 @@ def tensorflow_engine(network: keras.Model) -> Engine:
     return call
 
 
-def litert_engine(network: keras.Model, threads: int) -> Engine:
+def litert_engine(network: keras.Model) -> Engine:
     """Images one by one: XNNPACK is fastest at batch 1, and memory stays flat."""
     signature = tf.TensorSpec((1, *network.input.shape[1:]), tf.float32, name="images")
 
@@ -70,14 +87,19 @@ def litert_engine(network: keras.Model, threads: int) -> Engine:
     with warnings.catch_warnings():
         # tf.lite announces its own move to ai_edge_litert at every use.
         warnings.simplefilter("ignore")
-        interpreter = litert_interpreter()(model_content=converter.convert(), num_threads=threads)
-    interpreter.allocate_tensors()
-    entry = interpreter.get_input_details()[0]["index"]
-    # The converter may reorder the outputs but keeps their names.
-    exits = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
-    order = [exits[output.name.removesuffix(":0")] for output in frozen.outputs]
+        interpreter_class = litert_interpreter()
+    content = converter.convert()
+    here = threading.local()
 
     def call(images: np.ndarray) -> list[np.ndarray]:
+        if not hasattr(here, "interpreter"):
+            here.interpreter = interpreter_class(model_content=content, num_threads=1)
+            here.interpreter.allocate_tensors()
+        interpreter = here.interpreter
+        entry = interpreter.get_input_details()[0]["index"]
+        # The converter may reorder the outputs but keeps their names.
+        exits = {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
+        order = [exits[output.name.removesuffix(":0")] for output in frozen.outputs]
         outputs: list[list[np.ndarray]] = [[] for _ in order]
         for image in images:
             interpreter.set_tensor(entry, image[None])

@@ -160,8 +160,10 @@ class HyperbandOracle(keras_tuner.Oracle):
         min_epochs: epochs of the shortest trial.
         seed: any integer, 0 included; None draws one.
         hyperparameters: the search space, where the tuner does not supply it.
-        group_by: a hyperparameter's name; first-rung trials that share its value are
-            asked for one after the other (they share a cached prefix).
+        group_by: a numeric hyperparameter's name; first-rung trials that share its value
+            are asked for one after the other (they share a cached prefix). The last
+            bracket begins with the highest value: long trials must not come last where
+            several workers would wait for one.
         rungs: the schedule, where it is not Algorithm 1's: as ``make_schedule`` returns it.
     """
 
@@ -339,8 +341,9 @@ class HyperbandOracle(keras_tuner.Oracle):
                     bracket.exhausted = True
                     break
             if self.group_by is not None:
+                sign = -1 if self._sampled == len(self.brackets) - 1 else 1
                 bracket.waiting.sort(
-                    key=lambda c: (c != 0, str(self._values[c].get(self.group_by)))
+                    key=lambda c: (c != 0, sign * self._values[c].get(self.group_by, 0))
                 )
             self._sampled += 1
 

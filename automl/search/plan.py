@@ -9,10 +9,16 @@ import numpy as np
 import tensorflow as tf
 
 from automl.search.activations import BLOCK
-from automl.search.engine import choose_engine, engine_name
+from automl.search.engine import choose_engine, each, engine_name
 from automl.search.hyperband import make_schedule
-from automl.search.model import cut_prefix
-from automl.search.trial import CHUNK_BYTES, HEAD_FIRST_EPOCHS, StudySpec, get_trainer
+from automl.search.model import cut_prefix, output_units, trained_variables
+from automl.search.trial import (
+    CHUNK_BYTES,
+    HEAD_FIRST_EPOCHS,
+    StudySpec,
+    get_trainer,
+    head_shapes,
+)
 
 Schedule = list[list[tuple[int, int]]]
 # Epochs of the longest trial that a budget may choose.
@@ -21,46 +27,58 @@ CHOICES = (1, 2, 3, 4, 6, 9, 12, 18, 27, 54, 81)
 BUDGET_SHARE = 0.8
 # Seconds of a trial besides training: reset, checkpoint, journal.
 TRIAL_SECONDS = 0.15
-MEASURED_BATCHES = 4
+MEASURED_BATCHES = 3
+# Filling takes longer than computing: views are made and files written.
+FILLING_OVERHEAD = 1.3
+
+
+@dataclass(frozen=True)
+class Network:
+    """What one width costs in space: an activation's shape and the number of trained weights
+    by depth."""
+
+    weights_digest: str
+    shapes: dict[int, tuple[int, ...]]
+    trained: dict[int, int]
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Measured on this machine for one width.
-
-    ``train`` and ``predict`` are seconds an image by depth, ``extract`` seconds an image,
-    ``convert`` seconds before the first, ``shapes`` an activation's shape and ``trained`` the
-    number of trained weights by depth.
-    """
+    """Seconds an image of training and of predicting by depth, for one width."""
 
     train: dict[int, float]
     predict: dict[int, float]
-    extract: float
-    convert: float
-    engine: str
-    shapes: dict[int, tuple[int, ...]]
-    trained: dict[int, int]
-    weights_digest: str
+
+
+def describe_network(spec: StudySpec, width: float) -> Network:
+    """Look at the backbone of ``width``; nothing is computed."""
+    trainer = get_trainer(spec, width)
+    outputs = output_units(spec.n_classes)
+    head = head_shapes(trainer.channels, outputs).values()
+    shapes, trained = {}, {}
+    for depth in trainer.depths:
+        shapes[depth] = trainer.activations.shape(depth)
+        body = [variable.shape for variable in trained_variables(trainer.backbone, depth)]
+        trained[depth] = sum(math.prod(shape) for shape in [*body, *head])
+    return Network(trainer.weights_digest, shapes, trained)
 
 
 def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
-    """Run a few batches at every depth on random activations; the graphs stay for the search."""
+    """Train a few batches at every depth on random activations; the graphs stay for the search."""
     trainer = get_trainer(spec, width)
-    train, predict, shapes, trained = {}, {}, {}, {}
+    train, predict = {}, {}
     draw = np.random.default_rng(0)
-    seed = tf.constant(1)
+    seed, batch = tf.constant(1), tf.constant(batch_size)
     for depth in trainer.depths:
         program = trainer.program(depth)
-        shapes[depth] = trainer.activations.shape(depth)
-        trained[depth] = sum(int(np.prod(v.shape)) for v in program.body + program.head)
         n = MEASURED_BATCHES * batch_size * (16 if depth == 0 else 1)
-        x = np.maximum(draw.normal(size=(n, *shapes[depth])), 0).astype(np.float32)
+        x = draw.normal(size=(n, *trainer.activations.shape(depth)))
+        x = np.maximum(x, 0).astype(np.float32)
         y = draw.integers(0, spec.n_classes, n).astype(np.int32)
-        weight = np.ones(n, np.float32)
-        batch = tf.constant(batch_size)
-        call = tuple(tf.constant(array) for array in (x, y, weight))
-        program.train(*call, batch, seed)
-        program.predict(call[0])
+        call = tuple(tf.constant(array) for array in (x, y, np.ones(n, np.float32)))
+        # The first call compiles.
+        program.train(*(array[:batch_size] for array in call), batch, seed)
+        program.predict(call[0][:batch_size])
         started = time.monotonic()
         float(program.train(*call, batch, seed))
         train[depth] = (time.monotonic() - started) / n
@@ -68,19 +86,39 @@ def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
         program.predict(call[0]).numpy()
         predict[depth] = (time.monotonic() - started) / n
     trainer.restore()
-    engine = engine_name(len(spec.targets) + (spec.views - 1) * len(spec.train_rows))
-    if trainer.activations.is_filled():
-        return Speeds(train, predict, 0.0, 0.0, engine, shapes, trained, trainer.weights_digest)
-    started = time.monotonic()
+    return Speeds(train, predict)
+
+
+def mean_speeds(measured: list[Speeds]) -> Speeds:
+    """The mean over workers that were measured side by side, as they will work."""
+    return Speeds(
+        *(
+            {depth: sum(table[depth] for table in tables) / len(tables) for depth in tables[0]}
+            for tables in ([m.train for m in measured], [m.predict for m in measured])
+        )
+    )
+
+
+def measure_filling(spec: StudySpec, width: float) -> float:
+    """Expected seconds to fill the activation cache; 0 if it is filled."""
+    trainer = get_trainer(spec, width)
+    if spec.cache_folder is None or trainer.activations.is_filled():
+        return 0.0
+    images = count_images(spec)
     size = spec.pixels.shape[1]
-    images = draw.integers(0, 255, (BLOCK, size, size, 3)).astype(np.float32)
-    run = choose_engine(engine, cut_prefix(trainer.backbone, trainer.depths), spec.threads)
-    run(images)
+    blocks = np.random.default_rng(0).integers(0, 255, (4 * BLOCK, size, size, 3))
+    started = time.monotonic()
+    run = choose_engine(engine_name(images), cut_prefix(trainer.backbone, trainer.depths))
+    run(blocks[:BLOCK].astype(np.float32))
     convert = time.monotonic() - started
     started = time.monotonic()
-    run(images)
-    extract = (time.monotonic() - started) / BLOCK
-    return Speeds(train, predict, extract, convert, engine, shapes, trained, trainer.weights_digest)
+    each(lambda block: run(block.astype(np.float32)), np.split(blocks, 4))
+    return convert + images * (time.monotonic() - started) / len(blocks) * FILLING_OVERHEAD
+
+
+def count_images(spec: StudySpec) -> int:
+    """Images that the cache holds activations of: view 0 of all, the others of training."""
+    return len(spec.targets) + (spec.views - 1) * len(spec.train_rows)
 
 
 def trial_seconds(
@@ -100,8 +138,9 @@ def estimate_seconds(
     spec: StudySpec,
     schedule: Schedule,
     firsts: list[list[dict[str, Any]]],
+    workers: int,
 ) -> float:
-    """Seconds from filling the cache to the last trial.
+    """Seconds from the first trial to the last.
 
     Args:
         speeds: by width.
@@ -109,10 +148,10 @@ def estimate_seconds(
             be promoted is not known; a rung's mean cost is taken to be its bracket's.
     """
     n_train, n_val = balanced_size(spec), len(spec.val_rows)
-    images = len(spec.targets) + (spec.views - 1) * len(spec.train_rows)
-    seconds = sum(s.convert + s.extract * images for s in speeds.values())
+    total = longest = 0.0
     for rungs, configurations in zip(schedule, firsts, strict=True):
         done = 0
+        chain = 0.0
         for size, epochs in rungs:
             costs = [
                 trial_seconds(
@@ -122,9 +161,12 @@ def estimate_seconds(
                 for values in configurations
             ]  # fmt: skip
             if costs:
-                seconds += min(size, len(costs)) * sum(costs) / len(costs)
+                mean = sum(costs) / len(costs)
+                total += min(size, len(costs)) * mean
+                chain += mean
             done = epochs
-    return seconds
+        longest = max(longest, chain)
+    return max(total / workers, longest)
 
 
 def balanced_size(spec: StudySpec) -> int:
@@ -173,23 +215,16 @@ def describe_schedule(schedule: Schedule) -> dict[str, Any]:
 
 
 def estimate_bytes(
-    speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedule
+    networks: list[Network], spec: StudySpec, schedule: Schedule, workers: int
 ) -> dict[str, int]:
-    """Disk for activations and checkpoints, and the worker's memory above the framework's."""
-    images = len(spec.targets) + (spec.views - 1) * len(spec.train_rows)
-    cache = sum(
-        4 * math.prod(shape) * images for s in speeds.values() for shape in s.shapes.values()
-    )
+    """Disk for activations and checkpoints, and a worker's memory above the framework's."""
+    sizes = [4 * math.prod(shape) for network in networks for shape in network.shapes.values()]
     # Weights, Adam's two moments, and the best epoch's weights where it is not the last.
-    checkpoint = max(4 * 4 * n for s in speeds.values() for n in s.trained.values())
-    alive = max(rungs[0][0] for rungs in schedule) + 2
-    val = max(
-        4 * math.prod(shape) * len(spec.val_rows)
-        for s in speeds.values()
-        for shape in s.shapes.values()
-    )
+    checkpoint = max(4 * 4 * n for network in networks for n in network.trained.values())
+    # Brackets overlap where there are several workers.
+    alive = max(rungs[0][0] for rungs in schedule) + 1 + workers
     return {
-        "cache": 0 if spec.cache_folder is None else cache,
+        "cache": 0 if spec.cache_folder is None else sum(sizes) * count_images(spec),
         "checkpoints": checkpoint * alive,
-        "worker": 2 * CHUNK_BYTES + val + 2 * checkpoint,
+        "worker": 2 * CHUNK_BYTES + max(sizes) * len(spec.val_rows) + 2 * checkpoint,
     }

@@ -4,7 +4,6 @@ The journal is what a study remembers. To resume, the oracle is asked from the s
 and trials that the journal knows are answered from it; nothing else is stored.
 """
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -343,7 +342,3 @@ def delete_checkpoints(
     for path in plan.checkpoint("x").parent.glob("*.npz"):
         if path.stem not in keep:
             path.unlink()
-
-
-def threads_for(workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // workers)

@@ -23,6 +23,10 @@ from typing import Any
 
 # A worker is replaced when it has grown by so much over its size after the first task.
 MAX_GROWTH_BYTES = 2 * 2**30
+# By default no more than these, with more threads each: Hyperband's last rungs are narrow.
+MAX_WORKERS = 4
+# Memory that has to be free for each, twice what one takes.
+WORKER_BYTES = 3 * 2**30
 
 _to_driver: Callable[[Any], None] | None = None
 
@@ -119,9 +123,10 @@ class Worker:
 
 
 class WorkerPool(Executor):
-    """``n`` worker processes behind ``submit``; started at once, replaced when they die.
+    """Worker processes behind ``submit``; started at once, replaced when they die.
 
     Args:
+        n: how many; None for what this machine can feed, see ``count_workers``.
         log: file that takes what the workers print.
         listener: called with the arguments of ``notify``, from the pool's threads.
         timeout: seconds that one call may take, or None.
@@ -129,13 +134,16 @@ class WorkerPool(Executor):
 
     def __init__(
         self,
-        n: int,
+        n: int | None,
         log: Path,
         listener: Callable[..., None] | None = None,
         timeout: float | None = None,
     ) -> None:
         self.log, self.listener, self.timeout = log, listener, timeout
-        self.threads = max(1, (os.cpu_count() or 1) // n)
+        cores = os.cpu_count() or 1
+        # Results depend on a worker's threads, so they must not depend on the free memory.
+        self.threads = max(1, cores // (n or min(cores, MAX_WORKERS)))
+        self.size = n = n or count_workers()
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
@@ -155,6 +163,10 @@ class WorkerPool(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         assert not kwargs
         return self._callers.submit(self._call, fn, args)
+
+    def everywhere(self, fn: Callable[..., Any], /, *args: Any) -> list[Any]:
+        """Run ``fn(*args)`` once in every worker, side by side; their answers."""
+        return [future.result() for future in [self.submit(fn, *args) for _ in range(self.size)]]
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         worker = self._idle.get()
@@ -194,6 +206,22 @@ class InProcess(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+def count_workers() -> int:
+    """Workers that this machine can feed: processors, memory, and at most ``MAX_WORKERS``.
+
+    Two workers of one thread train a third faster than one of two threads: the layers of a
+    short suffix are too small to be shared out. A GPU is for one.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        room = free * 1024 // WORKER_BYTES
+    except (OSError, StopIteration):
+        room = 1
+    gpu = Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists()
+    return 1 if gpu else max(1, min(os.cpu_count() or 1, room, MAX_WORKERS))
 
 
 def describe_exit(code: int) -> str:

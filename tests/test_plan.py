@@ -1,0 +1,85 @@
+"""What a search is expected to cost, from made-up speeds."""
+
+from types import SimpleNamespace
+
+import pytest
+from test_study import make_study
+
+from automl import stages
+from automl.search.engine import each
+from automl.search.plan import (
+    TRIAL_SECONDS,
+    Network,
+    Speeds,
+    estimate_bytes,
+    estimate_seconds,
+    mean_speeds,
+)
+from automl.search.worker import MAX_WORKERS, count_workers
+
+SPEEDS = {1.0: Speeds({0: 0.0, 2: 0.1, 4: 1.0}, {0: 0.0, 2: 0.0, 4: 0.0})}
+SHALLOW = {"width": 1.0, "fine_tune_depth": 2}
+DEEP = {"width": 1.0, "fine_tune_depth": 4}
+
+
+def test_an_estimate_adds_up_the_rungs(tmp_path):
+    spec = make_study(tmp_path).spec
+    # Six training images: an epoch is 0.6 s at depth 2 and 6 s at depth 4.
+    seconds = estimate_seconds(SPEEDS, spec, [[(3, 1), (1, 3)]], [[SHALLOW] * 3], workers=1)
+    assert seconds == pytest.approx(3 * 0.6 + 2 * 0.6 + 4 * TRIAL_SECONDS)
+    mixed = estimate_seconds(SPEEDS, spec, [[(2, 1)]], [[SHALLOW, DEEP]], workers=1)
+    assert mixed == pytest.approx(0.6 + 6.0 + 2 * TRIAL_SECONDS)
+
+
+def test_workers_share_the_work_but_not_one_trial(tmp_path):
+    spec = make_study(tmp_path).spec
+    alone, two, many = (
+        estimate_seconds(SPEEDS, spec, [[(4, 2)]], [[DEEP] * 4], workers=n) for n in (1, 2, 99)
+    )
+    assert two == pytest.approx(alone / 2)
+    assert many == pytest.approx(2 * 6.0 + TRIAL_SECONDS), "one trial's own time is the least"
+
+
+def test_bytes_grow_with_views_and_workers(tmp_path):
+    spec = make_study(tmp_path).spec
+    network = Network("d", {0: (10,), 2: (4, 4, 5)}, {0: 100, 2: 1000})
+    bytes_ = estimate_bytes([network], spec, [[(3, 1), (1, 3)]], workers=1)
+    assert bytes_["cache"] == 0, "without a folder nothing is kept"
+    assert bytes_["checkpoints"] == (3 + 2) * 16 * 1000
+    more = estimate_bytes([network], spec, [[(3, 1), (1, 3)]], workers=3)
+    assert more["checkpoints"] == (3 + 4) * 16 * 1000
+
+
+def test_speeds_are_the_mean_over_workers():
+    one, other = Speeds({0: 1.0}, {0: 3.0}), Speeds({0: 2.0}, {0: 5.0})
+    assert mean_speeds([one, other]) == Speeds({0: 1.5}, {0: 4.0})
+
+
+def test_speeds_are_remembered_for_the_same_machine_and_network(tmp_path):
+    path = tmp_path / "speeds.json"
+    network = Network("d", {0: (10,), 2: (4, 4, 5), 4: (4, 4, 5)}, {})
+    assert stages.read_speeds(path, "here", network) is None
+    stages.write_speeds(path, "there", Speeds({0: 9.0}, {0: 9.0}))
+    stages.write_speeds(path, "here", SPEEDS[1.0])
+    assert stages.read_speeds(path, "here", network) == SPEEDS[1.0]
+    assert stages.read_speeds(path, "there", network) is None, "depths are missing"
+    assert stages.read_speeds(None, "here", network) is None
+    path.write_text('{"here": {"tra')
+    assert stages.read_speeds(path, "here", network) is None, "a torn file is measured anew"
+    stages.write_speeds(path, "here", SPEEDS[1.0])
+    assert stages.read_speeds(path, "here", network) == SPEEDS[1.0]
+
+
+def test_each_reaches_every_item_and_tells_the_first_error():
+    seen = []
+    each(seen.append, range(50))
+    assert sorted(seen) == list(range(50))
+    with pytest.raises(ZeroDivisionError):
+        each(lambda n: 1 // (n - 3), range(5))
+
+
+def test_workers_by_default_fit_the_machine(monkeypatch):
+    monkeypatch.setattr("automl.search.worker.os", SimpleNamespace(cpu_count=lambda: 64))
+    assert 1 <= count_workers() <= MAX_WORKERS
+    monkeypatch.setattr("automl.search.worker.os", SimpleNamespace(cpu_count=lambda: 1))
+    assert count_workers() == 1
