@@ -282,10 +282,14 @@ def test_an_image_unlike_all_others_is_an_outlier_and_a_blank_one_is_not() -> No
     assert [finding.examples for finding in found] == [("scan_0039.png",)]
 
 
-def test_nearest_others_equal_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fewest", [10, 1000])
+def test_nearest_others_equal_a_plain_loop(fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from automl.data import neighbours
 
     monkeypatch.setattr(neighbours, "BLOCK", 6)
+    # With fewer rows than that there is no subspace.
+    monkeypatch.setattr(neighbours, "FEWEST", fewest)
+    monkeypatch.setattr(neighbours, "DIMENSIONS", 5)
     thumbnails = np.array(
         [make_scan([draw_picture(s)], make_dataset(["a"])).thumbnails[0] for s in range(20)]
     )

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from scans import draw_picture, make_dataset, make_scan
 
+from automl.data import neighbours
 from automl.data import twins as module
 from automl.data.twins import connect, find_twins, group_sizes, link_thumbnails, rotate
 from automl.records import Twins
@@ -97,6 +98,27 @@ def test_pairs_and_groups_do_not_depend_on_the_block_size(monkeypatch: pytest.Mo
     blocked = twins_of(pictures)
     assert blocked.pairs == whole.pairs
     assert blocked.group.tolist() == whole.group.tolist()
+
+
+@pytest.mark.parametrize("dense", [0.0, 1.0])
+def test_comparing_in_a_subspace_first_changes_nothing(
+    dense: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coarse = np.random.default_rng(0).normal(size=(25, 11, 11)).astype(np.float32)
+    plain = np.array([np.asarray(Image.fromarray(c).resize((32, 32))) for c in coarse])
+    noisy = plain[:6] + np.random.default_rng(1).normal(0, 0.2, (6, 32, 32))
+    every = np.concatenate([plain, rotate(plain[:5], 3), plain[3:8, :, ::-1], noisy])
+    unit = module.unit_rows(every.reshape(len(every), -1).astype(np.float32))
+    unit = unit.reshape(-1, 32, 32)
+    whole = link_thumbnails(unit, 0.96, 0.9)
+    monkeypatch.setattr(neighbours, "FEWEST", 10)
+    monkeypatch.setattr(neighbours, "DIMENSIONS", 6)
+    monkeypatch.setattr(neighbours, "DENSE", dense)
+    short = link_thumbnails(unit, 0.96, 0.9)
+    assert set(whole["kind"]) == {2, 3, 4}
+    for name in ("i", "j", "kind", "group", "neighbours"):
+        assert np.array_equal(short[name], whole[name]), name
+    assert whole["neighbours"] > 0
 
 
 def test_thinned_pairs_keep_the_groups_whole(monkeypatch: pytest.MonkeyPatch) -> None:
