@@ -21,7 +21,10 @@ from automl.pipeline import load_run
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--preset", "smoke", "--weights", "none", "--image-size", "64", "--no-tracking", "--quiet"]
+QUICK = [
+    "--preset", "smoke", "--weights", "none", "--image-size", "64", "--max-epochs", "9",
+    "--no-tracking", "--quiet",
+]  # fmt: skip
 
 
 def write_scans(root: Path, classes: tuple[str, ...] = ("healthy", "tumour"), per_class: int = 24):
@@ -57,6 +60,10 @@ def finished(work):
     return work / "reports" / "first"
 
 
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -70,7 +77,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
     }  # fmt: skip
     assert (finished / ".gitignore").read_text() == "*\n"
     report = load_run(finished).report
-    assert report["search"]["trials"] == len(rows(finished / "trials.csv")) == 6
+    assert report["search"]["trials"] == len(rows(finished / "trials.csv")) == 22
     assert report["evaluation"]["test"]["test_evaluations"] == 1
     assert report["split"]["leaking_pairs"] == 0
     split = rows(finished / "split.csv")
@@ -119,47 +126,66 @@ def test_a_run_that_exists_is_neither_lost_nor_mixed_up(finished, work):
     assert load_run(finished).report["run"]["resumed"] == 0
 
 
-def test_an_interrupted_search_goes_on_and_ends_as_if_nothing_had_been(finished, work):
-    command = [sys.executable, str(ROOT / "run_search.py"), "--data", "scans", "--name", "second"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")}
-    process = subprocess.Popen(
-        [*command, *QUICK], cwd=work, env=environment, stderr=subprocess.PIPE, text=True,
-        # A shell's background jobs, and what they start, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    journal = work / "reports" / "second" / "journal.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if journal.exists() and "trial_ended" in journal.read_text():
-            break
-        time.sleep(0.05)
+def test_a_search_killed_and_interrupted_ends_as_if_nothing_had_been(finished, work):
+    """The short version of benchmarks/kills.py, with Ctrl-C and a second search besides."""
+    folder = work / "reports" / "second"
+    arguments = ["--data", "scans", "--name", "second", *QUICK]
+
+    def start(*more):
+        command = [sys.executable, str(ROOT / "run_search.py"), *arguments, *more]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")}
+        return subprocess.Popen(
+            command, cwd=work, env=environment, stderr=subprocess.PIPE, text=True,
+            # A shell's background jobs, and what they start, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+    def ended():
+        path = folder / "journal.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)["trial"] for line in lines if '"event":"trial_ended"' in line]
+
+    def wait_for(process, trials):
+        while len(ended()) < trials and process.poll() is None:
+            time.sleep(0.02)
+        assert process.poll() is None
+
+    process = start()
+    wait_for(process, 1)
+    other = run([*arguments, "--resume"], work)
+    assert other.returncode == 2
+    assert "Another process" in other.stderr
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    wait_for(process, 3)
     process.send_signal(signal.SIGINT)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 130, text
     assert "--name second" in text and "--resume" in text
-    before = [json.loads(line) for line in journal.read_text().splitlines()]
-    ended = [event["trial"] for event in before if event["event"] == "trial_ended"]
-    assert 1 <= len(ended) < 6
-    result = run(["--data", "scans", "--name", "second", "--resume", *QUICK], work)
+    process = start("--resume")
+    wait_for(process, len(ended()) + 2)
+    process.kill()
+    process.wait()
+    assert 5 <= len(ended()) < 22
+    result = run([*arguments, "--resume"], work)
     assert result.returncode == 0, result.stderr
-    after = [json.loads(line) for line in journal.read_text().splitlines()]
-    names = [event["trial"] for event in after if event["event"] == "trial_ended"]
+    names = ended()
     assert sorted(set(names)) == sorted(names), "no trial ended twice"
 
     def without_seconds(path):
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(path)]
 
-    second = work / "reports" / "second"
-    assert without_seconds(second / "trials.csv") == without_seconds(finished / "trials.csv")
+    assert without_seconds(folder / "trials.csv") == without_seconds(finished / "trials.csv")
     for name in ("predictions.csv", "split.csv"):
-        assert (second / name).read_text() == (finished / name).read_text()
-    assert load_run(second).report["run"]["resumed"] == 1
+        assert (folder / name).read_text() == (finished / name).read_text()
+    assert load_run(folder).report["run"]["resumed"] == 2
 
 
 def test_another_search_is_not_taken_for_the_one_that_was_begun(finished, work, monkeypatch):
     monkeypatch.chdir(work)
     (finished / "report.json").rename(finished / "report.away")
-    settings = {"preset": "smoke", "weights": "none", "image_size": 64, "tracking": False}
+    settings = {
+        "preset": "smoke", "weights": "none", "image_size": 64, "max_epochs": 9, "tracking": False,
+    }  # fmt: skip
     try:
         with pytest.raises(ResumeError, match="seed was 0 and is 1"):
             from automl.config import make_config
@@ -208,6 +234,6 @@ def test_a_plan_is_printed_without_training(work):
     result = run(["--data", "scans", "--dry-run", "--json", *QUICK[:-1]], work)
     assert result.returncode == 0, result.stderr
     plan = json.loads(result.stdout)
-    assert plan["trials"] == 6
+    assert plan["trials"] == 22
     assert plan["seconds"] > 0
     assert plan["bytes"]["checkpoints"] > 0
