@@ -203,8 +203,9 @@ def parse_value(item: Any, value: Any) -> Any:
             if not isinstance(value, bool):
                 raise ValueError
             return value
-        if item.type in (int, float):
-            return parse_number(item.type, value)
+        for kind in (int, float):
+            if item.type in (kind, kind | None):
+                return parse_number(kind, value)
         return parse_text(value)
     except (TypeError, ValueError, OverflowError) as error:
         reason = f" {error}" if type(error) is Unreadable else ""

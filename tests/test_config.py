@@ -119,6 +119,13 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one():
         make_config({"zzz": 3})
 
 
+def test_a_number_that_may_be_absent_is_read_from_text_too():
+    assert make_config({"workers": "2"}).workers == 2
+    assert make_config({}).workers is None
+    with pytest.raises(UsageError, match="--workers cannot be 'few'"):
+        make_config({"workers": "few"})
+
+
 def test_settings_that_contradict_each_other_are_refused():
     with pytest.raises(UsageError, match="less than a tenth"):
         make_config({"val_fraction": 0.5, "test_fraction": 0.45})
