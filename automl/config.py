@@ -113,7 +113,9 @@ class SearchConfig:
         high=256,
     )
     trial_timeout: float | None = setting(
-        None, "a trial that takes longer has failed, such as 20m", metavar="TIME"
+        None,
+        "a trial that takes longer has failed; default 20 times its estimate, at least 15m",
+        metavar="TIME",
     )
     cache: bool = setting(True, "keep the frozen layers' outputs (--no-cache for proof)")
     cache_dir: str | None = setting(

@@ -53,6 +53,7 @@ from automl.search.plan import (
     describe_schedule,
     estimate_bytes,
     estimate_seconds,
+    hang_seconds,
     mean_speeds,
     measure_speeds,
 )
@@ -251,6 +252,8 @@ def search_models(
         torn.unlink()
 
     measured = time.monotonic() - started - filled
+    if config.trial_timeout is None:
+        pool.timeout = hang_seconds(plan.speeds, spec, plan.study.schedule)
 
     def show(trials: int, best: Any, done: int, total: int) -> None:
         score = f", best {config.objective} {best.score:.4f}" if best else ""

@@ -13,6 +13,7 @@ from automl.search.plan import (
     Speeds,
     estimate_bytes,
     estimate_seconds,
+    hang_seconds,
     mean_speeds,
 )
 from automl.search.worker import MAX_WORKERS, count_workers
@@ -40,14 +41,21 @@ def test_workers_share_the_work_but_not_one_trial(tmp_path):
     assert many == pytest.approx(2 * 6.0 + TRIAL_SECONDS), "one trial's own time is the least"
 
 
+def test_a_trial_is_given_up_only_long_after_its_time(tmp_path):
+    spec = make_study(tmp_path).spec
+    assert hang_seconds(SPEEDS, spec, [[(3, 1), (1, 3)]]) == 900
+    seconds = hang_seconds(SPEEDS, spec, [[(3, 1), (1, 27)]])
+    assert seconds == pytest.approx(20 * (27 * 6.0 + TRIAL_SECONDS))
+
+
 def test_bytes_grow_with_views_and_workers(tmp_path):
     spec = make_study(tmp_path).spec
     network = Network("d", {0: (10,), 2: (4, 4, 5)}, {0: 100, 2: 1000})
     bytes_ = estimate_bytes([network], spec, [[(3, 1), (1, 3)]], workers=1)
     assert bytes_["cache"] == 0, "without a folder nothing is kept"
-    assert bytes_["checkpoints"] == (3 + 2) * 16 * 1000
+    assert bytes_["checkpoints"] == (3 + 2) * 20 * 1000
     more = estimate_bytes([network], spec, [[(3, 1), (1, 3)]], workers=3)
-    assert more["checkpoints"] == (3 + 4) * 16 * 1000
+    assert more["checkpoints"] == (3 + 4) * 20 * 1000
 
 
 def test_speeds_are_the_mean_over_workers():

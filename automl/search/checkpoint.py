@@ -11,14 +11,9 @@ import numpy as np
 def write_checkpoint(
     path: Path, last: dict[str, np.ndarray], best: dict[str, np.ndarray], meta: dict[str, Any]
 ) -> None:
-    """Write both states to one ``.npz``, whole or not at all.
-
-    Where the last epoch is the best one its weights are stored once. No pickle is
-    involved, in writing or in reading.
-    """
+    """Write both states to one ``.npz``, whole or not at all; no pickle is involved."""
     arrays = {f"last/{name}": array for name, array in last.items()}
-    if meta["best_epoch"] != meta["epoch"]:
-        arrays |= {f"best/{name}": array for name, array in best.items()}
+    arrays |= {f"best/{name}": array for name, array in best.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -39,6 +34,4 @@ def read_checkpoint(
         meta = json.loads(file["meta"].tobytes())
         last = {name[5:]: file[name] for name in file.files if name.startswith("last/")}
         best = {name[5:]: file[name] for name in file.files if name.startswith("best/")}
-    if not best:
-        best = {name: array for name, array in last.items() if not name.startswith("optimizer/")}
     return last, best, meta

@@ -28,6 +28,9 @@ BUDGET_SHARE = 0.8
 # Seconds of a trial besides training: reset, checkpoint, journal.
 TRIAL_SECONDS = 0.15
 MEASURED_BATCHES = 3
+# Without --trial-timeout a trial is given up after these, or after so many times its estimate.
+HANG_SECONDS = 900.0
+HANG_FACTOR = 20.0
 # Filling takes longer than computing: views are made and files written.
 FILLING_OVERHEAD = 1.3
 
@@ -169,6 +172,18 @@ def estimate_seconds(
     return max(total / workers, longest)
 
 
+def hang_seconds(speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedule) -> float:
+    """Seconds after which a trial must be hanging: many times what the dearest one takes."""
+    epochs = max(epochs for rungs in schedule for _, epochs in rungs)
+    n_train, n_val = balanced_size(spec), len(spec.val_rows)
+    dearest = max(
+        trial_seconds(table, depth, epochs, n_train, n_val, fresh=True)
+        for table in speeds.values()
+        for depth in spec.depths
+    )
+    return max(HANG_SECONDS, HANG_FACTOR * dearest)
+
+
 def balanced_size(spec: StudySpec) -> int:
     """Rows of one epoch after balancing."""
     counts = np.bincount(spec.targets[spec.train_rows], minlength=spec.n_classes)
@@ -219,8 +234,8 @@ def estimate_bytes(
 ) -> dict[str, int]:
     """Disk for activations and checkpoints, and a worker's memory above the framework's."""
     sizes = [4 * math.prod(shape) for network in networks for shape in network.shapes.values()]
-    # Weights, Adam's two moments, and the best epoch's weights where it is not the last.
-    checkpoint = max(4 * 4 * n for network in networks for n in network.trained.values())
+    # Weights, Adam's two moments, the weights' average, and the best epoch's.
+    checkpoint = max(5 * 4 * n for network in networks for n in network.trained.values())
     # Brackets overlap where there are several workers.
     alive = max(rungs[0][0] for rungs in schedule) + 1 + workers
     return {

@@ -14,7 +14,7 @@ from automl.search.model import head_layers, output_units, trained_layers
 from automl.search.weights import load_backbone
 
 HEAD_UNITS = (0, 64, 128, 256)
-LEARNING_RATES = (3e-4, 1e-2)
+LEARNING_RATES = (8e-4, 8e-3)
 # The searched rate is the head's. Pretrained layers want about a tenth of it: with one
 # absolute range for all depths a third of the trials diverge or stand still.
 FINE_TUNE_RATE = 0.1

@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ HEAD_FIRST_EPOCHS = 8
 HEAD_FIRST_RATE = 1e-3
 # Least variance of a standardised feature, as a share of the mean over all features.
 VARIANCE_FLOOR = 0.01
+# What is scored and delivered is the weights' running average (Polyak & Juditsky 1992) over
+# about the last hundred steps: it is ahead of the weights while the rate is high.
+AVERAGE_DECAY = 0.98
 # Activations read at a time: bounds memory, and keeps the next read behind the training.
 CHUNK_BYTES = 48 * 2**20
 
@@ -202,6 +206,16 @@ class Program:
     def optimizer_state(self) -> dict[str, np.ndarray]:
         return {f"optimizer/{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The weights' running averages in place of the weights."""
+        raw = [variable.numpy() for variable in self.optimizer.trained]
+        for variable, average in zip(self.optimizer.trained, self.optimizer.averages, strict=True):
+            variable.assign(average)
+        yield
+        for variable, value in zip(self.optimizer.trained, raw, strict=True):
+            variable.assign(value)
+
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         for variable in self.head:
             variable.assign(arrays[f"head/{variable.name}"])
@@ -239,20 +253,25 @@ class Adam:
         self.moments = [
             (tf.Variable(tf.zeros(v.shape)), tf.Variable(tf.zeros(v.shape))) for v in self.trained
         ]
+        self.averages = [tf.Variable(tf.zeros(v.shape)) for v in self.trained]
 
     @property
     def variables(self) -> list[tf.Variable]:
         """What a later rung continues with."""
-        return [self.steps, *(moment for pair in self.moments for moment in pair)]
+        return [self.steps, *(m for pair in self.moments for m in pair), *self.averages]
 
     def reset(self) -> None:
+        """Begin anew from the weights as they are."""
         for variable in self.variables:
             variable.assign(tf.zeros(variable.shape))
+        for average, variable in zip(self.averages, self.trained, strict=True):
+            average.assign(variable)
 
     def apply(self, gradients: list[tf.Tensor]) -> None:
         step = self.steps.assign_add(1.0)
-        for variable, (first, second), gradient in zip(
-            self.trained, self.moments, gradients, strict=True
+        forget = 1 - tf.minimum(AVERAGE_DECAY, (1 + step) / (10 + step))
+        for variable, (first, second), average, gradient in zip(
+            self.trained, self.moments, self.averages, gradients, strict=True
         ):
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle,
@@ -266,6 +285,7 @@ class Adam:
                 epsilon=self.EPSILON,
                 grad=gradient,
             )
+            average.assign_sub(forget * (average - variable))
 
 
 def loss_of(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -360,7 +380,7 @@ class Trainer:
             self._train_head_first(program, task, seed)
         history = []
         for epoch in range(meta["epoch"] + 1, task.epochs + 1):
-            row = self._train_epoch(program, task, epoch)
+            row, averaged = self._train_epoch(program, task, epoch)
             history.append(row)
             score = row[f"val_{self.spec.objective}"]
             if not math.isfinite(score) or not math.isfinite(row["loss"]):
@@ -369,7 +389,7 @@ class Trainer:
                 )
             if meta["best_score"] is None or better(self.spec.objective, score, meta["best_score"]):
                 meta |= {"best_score": score, "best_epoch": epoch}
-                best = program.state()
+                best = averaged
             meta["epoch"] = epoch
         write_checkpoint(task.checkpoint, program.state() | program.optimizer_state(), best, meta)
         return TrialResult(
@@ -389,20 +409,27 @@ class Trainer:
         probe.optimizer.rate.assign(HEAD_FIRST_RATE)
         for epoch in range(HEAD_FIRST_EPOCHS):
             self._pass(probe, 0, -1 - epoch, task)
-        for variable, trained in zip(program.head, probe.head, strict=True):
+        for variable, trained in zip(program.head, probe.optimizer.averages, strict=True):
             variable.assign(trained)
+        program.optimizer.reset()
 
-    def _train_epoch(self, program: Program, task: TrialTask, epoch: int) -> dict[str, float]:
+    def _train_epoch(
+        self, program: Program, task: TrialTask, epoch: int
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """One epoch; its row of the history, and the averaged weights that it scored."""
         started = time.monotonic()
         view = (epoch - 1) % self.spec.views
         rate = step_size(task.params) * decay(epoch, task.max_epochs)
         program.optimizer.rate.assign(rate)
         loss = self._pass(program, view, epoch, task)
-        outputs = self.outputs(program, self.spec.val_rows)
+        with program.averaged():
+            outputs = self.outputs(program, self.spec.val_rows)
+            averaged = program.state()
         y = self.spec.targets[self.spec.val_rows]
         scores = score_outputs(self.spec.objective, outputs, y)
         row = {"epoch": epoch, "loss": loss} | {f"val_{k}": v for k, v in scores.items()}
-        return row | {"learning_rate": rate, "seconds": round(time.monotonic() - started, 4)}
+        row |= {"learning_rate": rate, "seconds": round(time.monotonic() - started, 4)}
+        return row, averaged
 
     def _pass(self, program: Program, view: int, epoch: int, task: TrialTask) -> float:
         """One epoch over the balanced training rows; returns the mean loss."""
