@@ -126,14 +126,17 @@ def audit(console: Console, data: str, html: str | None, **options: Any) -> None
 @click.argument("run")
 @talk_options
 def report(console: Console, run: str) -> None:
-    """Render RUN's report.html again from its files; needs no TensorFlow."""
-    folder = find_run(run)
-    from automl.reporting.page import read_report
-    from automl.reporting.render import render_report
+    """Make RUN's report.html and model_card.md again; needs no TensorFlow.
 
-    path = render_report(read_report(folder / "report.json"), folder)
+    The authors' answers are read anew from study.yaml in RUN's folder.
+    """
+    folder = find_run(run)
+    from automl.pipeline import write_report
+    from automl.reporting.page import read_report
+
+    path = write_report(folder, read_report(folder / "report.json")).report_path
     if console.json:
-        print_json({"report": str(path)})
+        print_json({"report": str(path), "model_card": str(folder / "model_card.md")})
     else:
         console.say(str(path))
 

@@ -130,6 +130,11 @@ class SearchConfig:
     register: str | None = setting(None, "register the best model under this name", metavar="NAME")
     promote: bool = setting(False, "make the registered model champion if it is better")
     preset: str = setting("fast", "smoke, fast, balanced or best", choices=tuple(PRESETS))
+    study: str | None = setting(
+        None,
+        "the authors' answers for report and model card; kept as study.yaml in the run folder",
+        metavar="FILE.yaml",
+    )
     name: str | None = setting(None, "name of the run folder; default data set and date")
     out: str = setting("reports", "folder of the run folders", metavar="FOLDER")
 

@@ -102,6 +102,19 @@ class Console:
         self._stage_start = (0.0, 0)
         self._last_update = 0.0
         self._open_line = False
+        self.seconds: dict[str, float] = {}
+        self._lap = time.monotonic()
+
+    def start_laps(self) -> None:
+        """Forget the seconds of an earlier command, and begin the first stage."""
+        self.seconds.clear()
+        self._lap = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was ``stage``'s: ``seconds`` says where a run's time went."""
+        now = time.monotonic()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._lap
+        self._lap = now
 
     def say(self, text: str = "") -> None:
         """One or more lines for the person who waits."""

@@ -29,9 +29,11 @@ from automl.folder import (
     open_folder,
     write_config,
     write_json,
+    write_text,
     write_trials,
 )
 from automl.records import Audit, Dataset, Run, Scan, Twins
+from automl.reporting import study_file
 from automl.search.worker import WorkerPool
 from automl.tracking.journal import FILE_NAME, Journal
 from automl.tracking.mlflow_sink import MlflowSink, describe, read_link
@@ -67,10 +69,19 @@ def run_search(
     """
     began = time.monotonic()
     console = console or Console(quiet=True)
+    console.start_laps()
     dataset = load_dataset(config)
+    console.lap("loading the data set")
+    answers = None
+    if config.study is not None:
+        # Before anything is searched: a mistake in it should not show after hours.
+        study_file.read_study(Path(config.study), dataset.classes)
+        answers = Path(config.study).read_text(encoding="utf-8")
     folder = open_folder(config, dataset.name, resume=resume, overwrite=overwrite)
     with Journal(folder / FILE_NAME) as journal:
         try:
+            if answers is not None:
+                write_text(folder / study_file.FILE_NAME, answers)
             return search_into(folder, config, dataset, journal, began, command, console)
         except KeyboardInterrupt:
             close_session(journal, "interrupted")
@@ -116,9 +127,11 @@ def search_into(
         audit = audit_dataset(scan, twins, split, config)
         write_split(split, scan.dataset, folder / "split.csv")
         write_json(folder / "audit.json", audit.to_json())
+        console.lap("split and audit")
         say_findings(audit, console)
         with hush():
             from automl import stages
+        console.lap("loading TensorFlow")
 
         sizes = audit.summary["split"]
         begin = {
@@ -155,13 +168,17 @@ def search_into(
         pool.shutdown()
     write_trials(folder / "trials.csv", study)
     searched = time.monotonic()
+    console.lap("search")
 
     winner = stages.finish_model(study, plan.study.spec, scan, split, console)
+    console.lap("predicting")
     group_kind = audit.summary["dataset"]["group_kind"]
     parts = stages.evaluate_winner(
         winner, scan, split, config, folder, journal, group_kind, console
     )
+    console.lap("evaluation")
     predictor, cost = stages.export_winner(winner, scan, split, config, folder, parts, console)
+    console.lap("export")
     parts["evaluation"] |= stages.probe_winner(winner, predictor, scan, split, config, console)
     journal.append(
         "exported",
@@ -192,6 +209,8 @@ def search_into(
         "environment": environment(),
     }
     stages.draw_pictures(scan, split, winner, report, folder, config)
+    console.lap("pictures")
+    report["cost"]["stages"] = spent_by_stage(console.seconds, report["search"]["stages"])
     run = write_report(folder, report)
     close_session(journal, "budget" if study.detail["stopped_by_budget"] else "done")
     if config.tracking:
@@ -199,12 +218,23 @@ def search_into(
     return run
 
 
+def spent_by_stage(laps: dict[str, float], search: dict[str, float]) -> dict[str, float]:
+    """Seconds by stage in their order; the search's own stages count all of its sessions."""
+    spent: dict[str, float] = {}
+    for name, seconds in laps.items():
+        spent |= search if name == "search" else {name: round(seconds, 2)}
+    return spent
+
+
 def read_images(
     config: SearchConfig, dataset: Dataset, cache: Path, console: Console
 ) -> tuple[Scan, Twins]:
     """One pass over the files, and which of them show the same."""
     scan = scan_images(dataset, config.image_size, cache, console.progress)
-    return scan, find_twins(scan, config.twin_threshold, progress=console.progress)
+    console.lap("reading images")
+    twins = find_twins(scan, config.twin_threshold, progress=console.progress)
+    console.lap("looking for twins")
+    return scan, twins
 
 
 def audit_data(config: SearchConfig, console: Console | None = None) -> tuple[Dataset, Audit]:
@@ -306,13 +336,18 @@ def load_run(folder: Path | str) -> Run:
 
 
 def write_report(folder: Path, parts: dict[str, Any]) -> Run:
-    """report.json, report.html, model_card.md and the index of all runs."""
+    """report.json, report.html, model_card.md and the index of all runs.
+
+    What the authors say comes from the folder's study.yaml, as it is now.
+    """
     from automl.reporting.compare import write_index
     from automl.reporting.model_card import write_model_card
     from automl.reporting.page import build_report
     from automl.reporting.render import render_report
 
-    report = build_report(plain(parts))
+    path = folder / study_file.FILE_NAME
+    study = study_file.read_study(path, parts["dataset"]["classes"]) if path.is_file() else {}
+    report = build_report(plain({**parts, "study": study}))
     render_report(report, folder)
     write_model_card(report, folder)
     # Last, because it is what says that the run is complete.

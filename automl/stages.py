@@ -545,12 +545,14 @@ def probe_winner(
         config.seed,
         progress=console.progress,
     )
+    console.lap("robustness")
     chosen = np.random.default_rng(config.seed).permutation(test)[:SALIENCY_IMAGES]
     console.progress("looking at what the model looks at", 0, 1)
     saliency = check_saliency(
         winner.model, np.asarray(scan.pixels[np.sort(chosen)]), seed=config.seed
     )
     console.progress("looking at what the model looks at", 1, 1)
+    console.lap("saliency")
     return {"robustness": robustness, "saliency": saliency}
 
 
@@ -588,7 +590,7 @@ def draw_pictures(
     evaluation = report["evaluation"]
     cases = [*evaluation["mistakes"], *evaluation["label_suspects"]]
     explained = [case for group in evaluation["examples"].values() for case in group]
-    explained += evaluation["mistakes"][:8]
+    explained += evaluation["mistakes"]
     for case in [*cases, *explained]:
         case["picture"] = picture(row_of[case["image"]])
     names = {case["image"]: case["predicted"] for case in explained}

@@ -41,8 +41,6 @@ if (slider) {
     }
     input.setAttribute("aria-valuetext", row.cells[0].textContent);
     rows.forEach((other) => other.classList.toggle("winner", other === row));
-    const box = row.closest(".scroll");
-    box.scrollTop = row.offsetTop - box.clientHeight / 2;
   };
   input.max = String(rows.length - 1);
   input.value = String(Math.floor(rows.length / 2));

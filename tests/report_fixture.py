@@ -107,6 +107,22 @@ def full_report() -> dict[str, Any]:
             ],
             "peak_memory_mb": {"driver": 812.0, "worker": 1490.0},
             "disk_mb": 941.0,
+            "stages": {
+                "loading the data set": 0.4,
+                "reading images": 9.1,
+                "looking for twins": 4.2,
+                "split and audit": 6.3,
+                "loading TensorFlow": 5.2,
+                "measuring this machine": 17.8,
+                "filling the cache": 21.4,
+                "trials": 409.8,
+                "predicting": 6.1,
+                "evaluation": 8.8,
+                "export": 11.7,
+                "robustness": 7.3,
+                "saliency": 4.4,
+                "pictures": 0.6,
+            },
         },
         "environment": {
             "python": "3.11.9",
@@ -445,6 +461,14 @@ def binary_evaluation() -> dict[str, Any]:
             }
             for t, m in zip(thresholds, model, strict=True)
         ],
+        "confidence": [
+            confidence_row(0.0, 0.5, 6, 3),
+            confidence_row(0.5, 0.7, 24, 7),
+            confidence_row(0.7, 0.9, 61, 6),
+            confidence_row(0.9, 0.95, 58, 2),
+            confidence_row(0.95, 0.99, 141, 2),
+            confidence_row(0.99, 1.0, 270, 1),
+        ],
         "mistakes": [
             {
                 "image": f"Image{1201 + 37 * i}.jpg",
@@ -523,8 +547,24 @@ def binary_evaluation() -> dict[str, Any]:
             )
             for step, level in enumerate(levels, 1)
         ],
-        "saliency": {"sanity": {"correlation_randomised": 0.11}, "outside_share": 0.17},
+        "saliency": {
+            "sanity": {"correlation_randomised": 0.11},
+            "outside_share": 0.17,
+            "outside_area": 0.41,
+        },
         "external": [],
+    }
+
+
+def confidence_row(low: float, high: float, images: int, errors: int) -> dict[str, Any]:
+    rate = errors / images
+    return {
+        "low": low,
+        "high": high,
+        "images": images,
+        "errors": errors,
+        "rate": interval(rate, 1.96 * (rate * (1 - rate) / images) ** 0.5),
+        "expected": round(1 - (low + high) / 2, 4),
     }
 
 

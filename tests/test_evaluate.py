@@ -9,7 +9,12 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from automl.evaluation.cases import example_rows, label_suspects, worst_mistakes
 from automl.evaluation.curves import GRID, curve_bands
-from automl.evaluation.evaluate import by_group, evaluate_model, subgroup_values
+from automl.evaluation.evaluate import (
+    by_group,
+    errors_by_confidence,
+    evaluate_model,
+    subgroup_values,
+)
 from automl.evaluation.metrics import METRICS, compute_metrics
 from automl.evaluation.plain import to_json
 from automl.evaluation.thresholds import choose_threshold
@@ -61,7 +66,7 @@ def test_the_result_is_plain_json_and_has_every_part(binary):
     assert json.loads(json.dumps(binary[1], allow_nan=False)) == binary[1]
     assert set(evaluation) == {
         *("test", "thresholds", "natural", "ppv_by_prevalence", "decision_curve", "mistakes"),
-        *("examples", "label_suspects", "subgroups", "robustness", "external"),
+        *("examples", "label_suspects", "subgroups", "robustness", "external", "confidence"),
     }
     assert tuple(evaluation["test"]["metrics"]) == METRICS
 
@@ -110,6 +115,28 @@ def test_natural_frequencies_are_sensitivity_and_false_alarms_of_100(binary):
     alarms = natural["false_alarms_of_100"]
     assert alarms["high"] == pytest.approx(100 - 100 * metrics["specificity"]["low"], abs=1e-3)
     assert alarms["low"] <= alarms["value"] <= alarms["high"]
+
+
+def test_wrong_answers_are_counted_by_the_probability_of_the_class_that_was_named(binary):
+    given, parts = binary
+    rows = parts["evaluation"]["confidence"]
+    positive = given["p_test"][:, 1] >= 0.4
+    named = np.where(positive, given["p_test"][:, 1], given["p_test"][:, 0])
+    wrong = positive != (given["y_test"] == 1)
+    assert rows[0]["low"] == 0.0 and (named < 0.5).sum() == rows[0]["images"] > 0
+    assert sum(row["images"] for row in rows) == 160
+    assert sum(row["errors"] for row in rows) == wrong.sum()
+    for row in rows:
+        inside = (named >= row["low"]) & (named < row["high"])
+        assert row["rate"]["value"] == pytest.approx(wrong[inside].mean(), abs=1e-5)
+        assert row["rate"]["low"] <= row["rate"]["value"] <= row["rate"]["high"]
+        assert row["expected"] == pytest.approx(1 - named[inside].mean(), abs=1e-5)
+
+
+def test_certain_answers_fall_into_the_last_bin():
+    sure = np.tile([0.0, 1.0], (30, 1))
+    rows = errors_by_confidence(np.ones(30, int), np.ones(30, int), sure, None, 0)
+    assert [(row["low"], row["images"], row["errors"]) for row in rows] == [(0.99, 30, 0)]
 
 
 def test_policies_are_chosen_on_validation_and_judged_on_test(binary):

@@ -90,6 +90,12 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
     parity = report["cost"]["exports"][0]["parity"]
     assert parity["max_difference"] < 1e-5
     assert parity["agreement"] == 1
+    spent = report["cost"]["stages"]
+    assert {"reading images", "trials", "evaluation", "export", "robustness", "saliency"} <= set(
+        spent
+    )
+    assert 0.7 * report["cost"]["total_seconds"] < sum(spent.values())
+    assert sum(spent.values()) <= report["cost"]["total_seconds"] + 1
     assert (finished.parent / "index.html").exists()
     assert len(list((finished / "checkpoints").iterdir())) == 1
 

@@ -99,8 +99,8 @@ def test_every_section_is_there_with_and_without_script(browser, run):
         page = Visit(browser, run, view).page
         for link in page.locator(".toc a").all():
             assert page.locator(link.get_attribute("href")).is_visible()
-        assert page.locator(".toc a").count() == 17
-        assert page.locator("figure svg").count() == 18
+        assert page.locator(".toc a").count() == 18
+        assert page.locator("figure svg").count() == 19
         assert page.locator("#trials tbody tr").count() == 22
         assert page.locator("#prevalence-table").is_visible()
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ SUBGROUP_METRIC = "accuracy"
 SMALLEST_SUBGROUP = 10
 SUBGROUP_RESAMPLES = 500
 MOST_VALUES, MOST_ATTRIBUTES = 8, 12
+# Finer where a good model gives most of its answers.
+CONFIDENCES = (0.0, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0)
 
 Metrics = dict[str, Interval]
 
@@ -139,6 +142,7 @@ def evaluate_model(
         "natural": None,
         "ppv_by_prevalence": [],
         "decision_curve": [],
+        "confidence": errors_by_confidence(y_test, predicted, p_test, groups_test, seed),
         "mistakes": make_cases(worst_mistakes(y_test, predicted, p_test), *named),
         "examples": {name: make_cases(rows, *named) for name, rows in examples.items()},
         "label_suspects": suspect_cases(images_test, classes, y_test, p_test),
@@ -232,6 +236,40 @@ def rates_by_class(
             "support": int(true.sum()),
         }
     return table
+
+
+def errors_by_confidence(
+    y_true: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    groups: np.ndarray | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """How often answers of each confidence are wrong, and how often they should be.
+
+    An answer's confidence is the probability (n, k) of the class it names; with a threshold
+    that may be below one half. ``expected`` is the mean of what the confidence leaves open.
+
+    Returns:
+        rows ``{low, high, images, errors, rate, expected}``, those without an image left out.
+    """
+    confidence = probabilities[np.arange(len(y_true)), predicted]
+    wrong = predicted != y_true
+    rows = []
+    for low, high in pairwise(CONFIDENCES):
+        inside = (confidence >= low) & ((confidence < high) | (high == 1.0))
+        if inside.any():
+            rows.append(
+                {
+                    "low": low,
+                    "high": high,
+                    "images": int(inside.sum()),
+                    "errors": int((wrong & inside).sum()),
+                    "rate": bootstrap_ratio(wrong & inside, inside, groups, seed),
+                    "expected": float((1 - confidence[inside]).mean()),
+                }
+            )
+    return rows
 
 
 def natural_frequencies(sensitivity: Interval, specificity: Interval) -> dict[str, Interval]:

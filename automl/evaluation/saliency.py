@@ -104,10 +104,11 @@ def check_saliency(
     image's most probable one.
 
     Returns:
-        ``{"images": n, "sanity": {"correlation_randomised": r}, "outside_share": share}``: mean
-        rank correlation with the maps of a shuffled model (near 0: the maps depend on what was
-        learned; near 1: they only trace the image) and mean share of the heat outside the head
-        (None where there is no heat at all).
+        ``{"images": n, "sanity": {"correlation_randomised": r}, "outside_share": share,
+        "outside_area": share}``: mean rank correlation with the maps of a shuffled model (near 0:
+        the maps depend on what was learned; near 1: they only trace the image), mean share of
+        the heat outside the head (None where there is no heat at all), and the mean share of
+        the picture that lies outside the head, which heat spread evenly would have.
     """
     if class_index is None:
         probabilities = model.predict(np.asarray(pixels, np.float32), verbose=0)
@@ -115,10 +116,12 @@ def check_saliency(
     heat = grad_cam(model, pixels, class_index)
     shuffled = grad_cam(randomised_copy(model, seed), pixels, class_index)
     correlation = rank_correlation(heat, shuffled)
-    shares = outside_share(heat, head_mask(np.asarray(pixels)))
+    masks = head_mask(np.asarray(pixels))
+    shares = outside_share(heat, masks)
     known = shares[~np.isnan(shares)]
     return {
         "images": len(pixels),
         "sanity": {"correlation_randomised": float(correlation.mean()) if len(heat) else None},
         "outside_share": float(known.mean()) if len(known) else None,
+        "outside_area": float(1 - masks.mean()) if len(masks) else None,
     }

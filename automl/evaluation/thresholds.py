@@ -10,10 +10,8 @@ import numpy as np
 from automl.errors import UsageError
 
 POLICIES = ("youden", "sensitivity:0.95", "specificity:0.95", "cost:5/1")
-PREVALENCES = (
-    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07),
-    *(round(0.05 * step, 2) for step in range(2, 20)),
-)
+# As many rows as fit on one page of plain words; closest where the values change fastest.
+PREVALENCES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 
 def choose_threshold(positive: np.ndarray, scores: np.ndarray, policy: str = "youden") -> float:
@@ -125,7 +123,7 @@ def predictive_values(
 
 
 def values_by_prevalence(sensitivity: float, specificity: float) -> list[dict[str, float | None]]:
-    """PPV and NPV at each of PREVALENCES (0.1 % to 95 %)."""
+    """PPV and NPV at each of PREVALENCES (0.1 % to 90 %)."""
     rows = []
     for prevalence in PREVALENCES:
         ppv, npv = predictive_values(sensitivity, specificity, prevalence)

@@ -2,11 +2,13 @@
 
 CLAIM 2024: Tejani et al., Radiology: Artificial Intelligence 6(4), 2024, 44 items.
 TRIPOD+AI: Collins et al., BMJ 385:e078378, 2024, 27 items. Wordings are shortened. An item
-is filled by the page, partly filled, or the author's to answer in ``study.yaml`` under
-``claim_3`` or ``tripod_17``; what nobody answered is printed as "not provided".
+is filled by the page, partly filled, or the author's to answer in ``study.yaml`` (see
+``study_file``); what nobody answered is printed as "not provided".
 """
 
 from typing import Any
+
+from automl.reporting.study_file import answer_items
 
 FULL, PARTLY, AUTHOR = "filled", "partly", "author"
 # number, what is asked, who answers, section of the page, part of the report that must exist
@@ -101,18 +103,18 @@ def fill_checklists(report: dict[str, Any]) -> list[dict[str, Any]]:
     An item has number, text, status (filled, partly, author or missing), the anchor of
     the section that answers it, and what the author wrote.
     """
+    answers = answer_items(report["study"] or {})
     result = []
     for name, (prefix, items) in GUIDELINES.items():
-        rows = [fill_item(report, prefix, item) for item in items]
+        rows = [fill_item(report, answers.get(f"{prefix}_{item[0]}"), item) for item in items]
         statuses = [row["status"] for row in rows]
         counts = {key: statuses.count(key) for key in (FULL, PARTLY, AUTHOR, "missing")}
         result.append({"name": name, "items": rows, "counts": counts, "total": len(rows)})
     return result
 
 
-def fill_item(report: dict[str, Any], prefix: str, item: Item) -> dict[str, Any]:
+def fill_item(report: dict[str, Any], answer: str | None, item: Item) -> dict[str, Any]:
     number, text, status, anchor, part = item
-    answer = (report["study"] or {}).get(f"{prefix}_{number}")
     missing = status == AUTHOR or (part and not has_part(report, part))
     if missing:
         status = AUTHOR if answer else "missing"

@@ -6,6 +6,15 @@ from automl.reporting.figure import Figure, Panel, Series
 from automl.reporting.formats import brief, interval, number, percent, percent_interval, words
 
 MAX_TABLE_ROWS = 60
+# What the strength of each disturbance is measured in; see evaluation/robustness.py.
+STRENGTHS = {
+    "noise": "spread in grey levels of 255",
+    "blur": "sigma in % of the side",
+    "gamma": "exponent, or one over it",
+    "rotation": "degrees",
+    "jpeg": "quality, of 100",
+    "shift": "% of the side",
+}
 
 
 def roc_figure(report: dict[str, Any]) -> Figure | None:
@@ -310,6 +319,65 @@ def decision_figure(report: dict[str, Any]) -> Figure | None:
     )
 
 
+def confidence_figure(report: dict[str, Any]) -> Figure | None:
+    """How often answers of each confidence were wrong, beside how often they should be."""
+    items = [i for i in report["evaluation"]["confidence"] if i["rate"]["value"] is not None]
+    if len(items) < 2:
+        return None
+    places = [float(place) for place in range(len(items))]
+    rates = [item["rate"] for item in items]
+    low, high = (
+        [rate["value"] if rate[side] is None else rate[side] for rate in rates]
+        for side in ("low", "high")
+    )
+    labels = [f"{percent(i['low'], 0)} to {percent(i['high'], 0)}" for i in items]
+    rows = tuple(
+        (
+            label,
+            number(item["images"]),
+            number(item["errors"]),
+            percent_interval(item["rate"]),
+            percent(item["expected"]),
+        )
+        for label, item in zip(labels, items, strict=True)
+    )
+    ticks = tuple(
+        (place, f"{100 * item['low']:.0f}–{100 * item['high']:.0f}")
+        for place, item in zip(places, items, strict=True)
+    )
+    said = "; ".join(f"{row[0]} sure: {row[2]} of {row[1]} wrong" for row in rows)
+    expected = [item["expected"] for item in items]
+    return Figure(
+        "confidence",
+        "Wrong answers by confidence",
+        f"Points with intervals. {said}.",
+        (
+            Panel(
+                "lines",
+                x_label="how sure it was of its answer, %",
+                y_label="wrong answers",
+                ticks=(ticks,),
+                x_range=(-0.4, len(items) - 0.6),
+                y_range=(-0.03, 1.03),
+                y_percent=True,
+                series=(
+                    Series("wrong", places, [r["value"] for r in rates], low, high, "points"),
+                    *(
+                        [Series("expected", places, expected, style="points", colour=1)]
+                        if None not in expected
+                        else []
+                    ),
+                ),
+            ),
+        ),
+        ("How sure", "Answers", "Wrong", "Share that was wrong", "Expected share"),
+        rows,
+        caption="Expected is what its own probabilities leave open. Where the points lie above "
+        "that, the model is surer than it may be.",
+        height=300,
+    )
+
+
 def subgroup_figure(report: dict[str, Any]) -> Figure | None:
     """The metric of each subgroup with its interval."""
     items = [
@@ -351,6 +419,7 @@ def robustness_figure(report: dict[str, Any]) -> Figure | None:
             Panel(
                 "lines",
                 title=words(name),
+                x_label=STRENGTHS.get(name, ""),
                 y_percent=True,
                 reference=clean["value"] if clean else None,
                 ticks=(tuple((p, brief(i["level"])) for p, i in zip(places, items, strict=True)),),
@@ -369,10 +438,15 @@ def robustness_figure(report: dict[str, Any]) -> Figure | None:
             )
         )
     rows = tuple(
-        (words(name), brief(i["level"]), percent_interval(i["metric"]))
+        (
+            words(name),
+            f"{brief(i['level'])} ({STRENGTHS[name]})" if name in STRENGTHS else brief(i["level"]),
+            percent_interval(i["metric"]),
+        )
         for name, items in kinds.items()
         for i in items
     )
+    images = max((i["images"] or 0 for items in kinds.values() for i in items), default=0)
     return Figure(
         "robustness",
         "Accuracy when the image is disturbed",
@@ -381,6 +455,8 @@ def robustness_figure(report: dict[str, Any]) -> Figure | None:
         ("Disturbance", "Strength", "Accuracy"),
         rows,
         wide=True,
-        height=210,
-        caption="The dashed line is the accuracy without disturbance; strength grows rightwards.",
+        height=230,
+        caption=(f"Measured on {images:,} of the test images. " if images else "")
+        + "The dashed line is the accuracy on the whole test set without disturbance; strength "
+        "grows rightwards.",
     )

@@ -273,7 +273,7 @@ def importance_figure(report: dict[str, Any]) -> Figure | None:
 
 def time_figure(report: dict[str, Any]) -> Figure | None:
     """Seconds spent in each stage."""
-    stages = report["search"]["stages"]
+    stages = (report["cost"] or {}).get("stages") or report["search"]["stages"]
     if not stages:
         return None
     labels = tuple(words(name) for name in stages)

@@ -21,7 +21,7 @@ METRIC_NAMES = {
 LOWER_IS_BETTER = ("brier", "log_loss", "ece")
 BASELINE_NAMES = {
     "majority": "Always the largest class",
-    "uniform": "A coin",
+    "uniform": "The same probability for every class",
     "one_nearest_neighbour": "Most similar training image (1-NN)",
     "shortcut": "Simple image properties alone",
     "logistic_features": "Logistic regression on frozen features",
@@ -64,6 +64,24 @@ def percent(value: float | None, digits: int = 1) -> str:
     elif value > 0 and float(text) == 0:
         text = f"<{smallest:.{digits}f}"
     return f"{text.replace('-', MINUS)}\u202f%"
+
+
+def points(value: float | None) -> str:
+    """A difference or error of shares: ``2.9 percentage points``."""
+    return DASH if value is None else f"{number(100 * value, 1)} percentage points"
+
+
+def policy(name: str) -> str:
+    """How a threshold was chosen, in words; see thresholds.choose_threshold."""
+    kind, _, target = name.partition(":")
+    if kind == "youden":
+        return "Most sensitivity + specificity (Youden)"
+    if kind in ("sensitivity", "specificity"):
+        return f"At least {percent(float(target), 0)} {kind} on validation"
+    if kind == "cost":
+        miss, _, alarm = target.partition("/")
+        return f"Least cost, a miss being worth {miss} and a false alarm {alarm or 1}"
+    return words(name)
 
 
 def whole_percent(value: float | None) -> str:
@@ -120,6 +138,10 @@ def size(count: float | None) -> str:
     raise AssertionError("unreachable")
 
 
+def megabytes(count: float | None) -> str:
+    return DASH if count is None else size(1e6 * count)
+
+
 def large(value: float | None) -> str:
     """``412770`` → ``413 thousand``; ``29800000`` → ``29.8 million``."""
     if value is None:
@@ -131,7 +153,12 @@ def large(value: float | None) -> str:
 
 
 def scientific(value: float | None) -> str:
-    return DASH if value is None else f"{value:.1e}"
+    """``9.0 × 10⁻⁸``; nothing is 0."""
+    if value is None or value == 0:
+        return DASH if value is None else "0"
+    digits, exponent = f"{value:.1e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digits} × 10{raised}"
 
 
 def times(count: int) -> str:

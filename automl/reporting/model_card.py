@@ -22,7 +22,9 @@ from automl.reporting.formats import (
 )
 from automl.reporting.page import complete
 from automl.reporting.render import write_text
+from automl.reporting.study_file import study_rows
 from automl.reporting.verdict import judge
+from automl.reporting.view import name_classes
 
 
 def write_model_card(report: dict[str, Any], folder: Path) -> Path:
@@ -32,7 +34,8 @@ def write_model_card(report: dict[str, Any], folder: Path) -> Path:
 
 def make_model_card(report: dict[str, Any]) -> str:
     """The card as text; the same text for the same report."""
-    report = complete(report)
+    report = name_classes(complete(report))
+    study = report["study"] or {}
     run, dataset, search = report["run"], report["dataset"], report["search"]
     test, verdict = report["evaluation"]["test"], report["verdict"] or judge(report)
     classes = " and ".join(escape(name) for name in dataset["classes"])
@@ -59,9 +62,8 @@ def make_model_card(report: dict[str, Any]) -> str:
         "",
         "## Test results",
         "",
-        f"{number(test['images'])} images"
-        + escape(grouping(test))
-        + f", evaluated {times(test['test_evaluations'])}. 95\u202f% bootstrap intervals.",
+        f"{number(test['images'])} images{grouping(test)}, "
+        f"evaluated {times(test['test_evaluations'])}. 95\u202f% bootstrap intervals.",
         "",
         *metric_lines(report),
         "",
@@ -82,6 +84,18 @@ def make_model_card(report: dict[str, Any]) -> str:
         *(
             f"- {escape(words(name))}: {escape(brief(value))}"
             for name, value in search["best"]["params"].items()
+        ),
+        "",
+        "## Intended use",
+        "",
+        escape(study.get("intended_use") or "not provided"),
+        "",
+        "## The authors say",
+        "",
+        *(
+            f"- {row['title']}: {escape(row['answer'] or 'not provided')}"
+            for row in study_rows(study)
+            if row["key"] != "intended_use"
         ),
         "",
         "## Not for",

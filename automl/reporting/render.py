@@ -20,6 +20,7 @@ from automl.reporting.checklist import fill_checklists
 from automl.reporting.figure import Figure
 from automl.reporting.page import complete, read_schema
 from automl.reporting.plots import draw_figure
+from automl.reporting.study_file import study_rows
 from automl.reporting.verdict import judge
 
 PACKAGE = Path(automl.__file__).parent
@@ -41,7 +42,7 @@ def render_report(report: dict[str, Any], folder: Path, now: datetime | None = N
     Raises:
         StorageError: the folder cannot be written.
     """
-    report = complete(report)
+    report = view.name_classes(complete(report))
     verdict = report["verdict"] or judge(report)
     figures = view.make_figures(report)
     pictures, left_out = embed_pictures(view.importance_of_picture(report), folder / "pictures")
@@ -57,7 +58,8 @@ def render_report(report: dict[str, Any], folder: Path, now: datetime | None = N
         headlines=view.headlines(report),
         natural=view.natural_groups(report),
         class_recalls=view.class_recalls(report),
-        prevalence=view.prevalence_rows(report),
+        study_rows=study_rows(report["study"] or {}),
+        prefix=view.common_folder(report),
         eighty=view.eighty_percent(report),
         confusion=view.confusion_rows(report),
         metric_table=view.metric_table(report),
@@ -83,15 +85,12 @@ def render_audit(
     audit = complete(audit, parts["audit"])
     holder = {"audit": audit}
     made = (view.figures_data.twin_figure(holder), view.figures_data.shortcut_figure(holder))
-    names = [
-        pair[key]
-        for pair in (audit["twins"] or {}).get("pairs") or []
-        for key in ("picture_a", "picture_b")
-        if pair[key]
-    ]
+    pairs = view.pairs_of(audit)
+    names = [pair[key] for pair in pairs for key in ("picture_a", "picture_b") if pair[key]]
     pictures, left_out = embed_pictures(list(dict.fromkeys(names)), folder)
     page = render_page(
         "audit.html",
+        prefix=view.folder_of([pair[end] for pair in pairs for end in ("a", "b")]),
         title=f"{name}: data audit",
         name=name,
         audit=audit,
@@ -141,12 +140,15 @@ def make_environment() -> Environment:
         "interval",
         "plural",
         "percent_interval",
+        "points",
+        "policy",
         "grouping",
         "listing",
         "times",
         "span",
         "duration",
         "size",
+        "megabytes",
         "large",
         "scientific",
     ):

@@ -8,7 +8,7 @@ conventions, set here and printed with every sentence.
 from collections.abc import Callable
 from typing import Any
 
-from automl.reporting.formats import brief, interval, number, percent, plural, whole_percent
+from automl.reporting.formats import brief, interval, number, plural, points, scientific, words
 
 LEVELS = ("pass", "caution", "fail")
 # Wider than this and the second digit of a percentage is unknown.
@@ -19,6 +19,24 @@ UNCALIBRATED = 0.20
 NOTABLE_SHORTCUT = 0.70
 MANY_FAILURES = 0.10
 EXPORT_TOLERANCE = 1e-3
+MOST_REASONS = 3
+# What is wrong where a check did not pass, short enough for the top of the page.
+REASONS = {
+    "leaks": "near-copies of test images were used for training",
+    "beats_copying": "it is not clearly better than copying the most similar training image",
+    "better_than_chance": "it is not shown to be better than chance",
+    "shortcuts": "simple image properties alone tell the classes apart",
+    "precise_enough": "too few test images to know the result exactly",
+    "calibrated": "its probabilities cannot be taken at their word",
+    "tested_once": "the test set was used more than once",
+    "patients_known": "it is not known which images belong to one patient",
+    "inside_the_space": "the search ended at the edge of its range",
+    "trials_completed": "many trials of the search failed",
+    "pretrained": "it started from random weights, as a demonstration",
+    "real_images": "the images are drawn, not real",
+    "data_sound": "the audit found errors in the data",
+    "export_equal": "the exported model is not the one that was tested",
+}
 
 Condition = dict[str, str]
 
@@ -38,21 +56,22 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
             )
     conditions.sort(key=lambda condition: -LEVELS.index(condition["level"]))
     level = conditions[0]["level"]
-    sentence = summarise([condition["level"] for condition in conditions])
-    return {"level": level, "sentence": sentence, "conditions": conditions}
+    return {"level": level, "sentence": summarise(conditions), "conditions": conditions}
 
 
-def summarise(levels: list[str]) -> str:
-    """One sentence for the top of the page."""
-    failed, caution = levels.count("fail"), levels.count("caution")
-    if failed:
-        return f"Do not rely on this result: {failed} of {plural(len(levels), 'check')} failed."
-    if caution:
-        return (
-            f"The result stands with {plural(caution, 'reservation')}, out of "
-            f"{plural(len(levels), 'check')}. Read them before you rely on it."
-        )
-    return f"All {len(levels)} checks passed: as trustworthy as one test set can make a result."
+def summarise(conditions: list[Condition]) -> str:
+    """Two sentences for the top of the page: what to do with the result, and why."""
+    total = plural(len(conditions), "check")
+    worst = conditions[0]["level"]
+    if worst == "pass":
+        return f"All {total} passed: as trustworthy as one test set can make a result."
+    reasons = [REASONS[item["check"]] for item in conditions if item["level"] == worst]
+    why = "; ".join(reasons[:MOST_REASONS])
+    if len(reasons) > MOST_REASONS:
+        why += f"; and {len(reasons) - MOST_REASONS} more"
+    if worst == "fail":
+        return f"Do not rely on this result: {why}. {len(reasons)} of {total} failed."
+    return f"Read this result with care: {why}. {len(reasons)} of {total} ask for caution."
 
 
 Answer = tuple[str, str, str] | None
@@ -129,29 +148,24 @@ def precise_enough(report: dict[str, Any]) -> Answer:
         return "caution", "No intervals: how precise the result is remains unknown.", "test"
     name = max(widths, key=widths.__getitem__)
     label = {"recall": "sensitivity", "roc_auc": "ROC AUC"}.get(name, name)
-    text = f"The widest of the headline intervals ({label}) spans {percent(widths[name])}"
+    text = f"The widest of the headline intervals ({label}) spans {points(widths[name])}"
+    limit = f"{100 * WIDE_INTERVAL:.0f}"
     if widths[name] <= WIDE_INTERVAL:
-        return "pass", f"{text}, within {whole_percent(WIDE_INTERVAL)}.", "test"
+        return "pass", f"{text}, within {limit}.", "test"
     level = "fail" if widths[name] > USELESS_INTERVAL else "caution"
-    return (
-        level,
-        f"{text}, more than {whole_percent(WIDE_INTERVAL)}: more test images are needed.",
-        "test",
-    )
+    return level, f"{text}, more than {limit}: more test images are needed.", "test"
 
 
 def calibrated(report: dict[str, Any]) -> Answer:
     error = report["evaluation"]["test"]["metrics"].get("ece")
     if not error or error["value"] is None:
         return None
-    value = percent(error["value"])
+    value = points(error["value"])
     if error["value"] <= CALIBRATED:
-        text = (
-            f"Probabilities can be taken at their word: they are off by {value} on average (ECE)."
-        )
+        text = f"Probabilities can be taken at their word: off by {value} on average (ECE)."
         return "pass", text, "calibration"
     level = "fail" if error["value"] > UNCALIBRATED else "caution"
-    text = f"Probabilities are off by {value} on average (ECE, limit {whole_percent(CALIBRATED)})."
+    text = f"Probabilities are off by {value} on average (ECE, limit {100 * CALIBRATED:.0f})."
     return level, text, "calibration"
 
 
@@ -160,7 +174,7 @@ def tested_once(report: dict[str, Any]) -> Answer:
     if count == 1:
         return (
             "pass",
-            "The test set was evaluated once, after everything was chosen (1 time).",
+            "The test set was used once, after everything was chosen.",
             "test",
         )
     text = f"The test set was evaluated {count} times: the result may be a little too good."
@@ -172,7 +186,7 @@ def inside_the_space(report: dict[str, Any]) -> Answer:
     if not edges:
         return "pass", "The winner lies inside the search space (0 values at an edge).", "winner"
     names = ", ".join(
-        f"{edge['name']} = {brief(edge['value'])} ({edge['edge']}est)" for edge in edges
+        f"{words(edge['name'])} = {brief(edge['value'])} ({edge['edge']}est)" for edge in edges
     )
     names = names.replace("(lowest)", "(the lowest)").replace("(highest)", "(the highest)")
     text = (
@@ -236,7 +250,8 @@ def export_equal(report: dict[str, Any]) -> Answer:
     if not gaps:
         return None
     text = (
-        f"Exported models differ from the evaluated one by at most {max(gaps):.1e} in probability"
+        "Exported models differ from the evaluated one by at most "
+        f"{scientific(max(gaps))} in probability"
     )
     if max(gaps) <= EXPORT_TOLERANCE:
         return "pass", f"{text} (limit {EXPORT_TOLERANCE:g}).", "cost"

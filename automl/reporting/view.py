@@ -26,12 +26,14 @@ FIGURES = (
     figures_evaluation.calibration_figure,
     figures_evaluation.prevalence_figure,
     figures_evaluation.decision_figure,
+    figures_evaluation.confidence_figure,
     figures_evaluation.subgroup_figure,
     figures_evaluation.robustness_figure,
 )
 SECTIONS = (
     ("verdict", "Verdict"),
     ("clinic", "In plain words"),
+    ("study", "Study"),
     ("data", "Data and audit"),
     ("split", "Split"),
     ("search", "Search"),
@@ -48,7 +50,6 @@ SECTIONS = (
     ("reproduce", "Reproduce"),
     ("checklist", "Checklists"),
 )
-MAX_PRINTED_ROWS = 12
 HEADLINES = {
     True: ("roc_auc", "recall", "specificity", "balanced_accuracy"),
     False: ("roc_auc", "balanced_accuracy", "f1", "accuracy"),
@@ -58,6 +59,75 @@ SHORT_NAMES = {
     "roc_auc": "ROC AUC",
     "balanced_accuracy": "Balanced accuracy",
 }
+
+
+def name_classes(report: dict[str, Any]) -> dict[str, Any]:
+    """The (complete) report with the authors' class names in place of the files' labels."""
+    names = (report["study"] or {}).get("class_names") or {}
+    if not names:
+        return report
+
+    def keys(counts: dict[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): value for name, value in counts.items()}
+
+    def case(item: dict[str, Any]) -> dict[str, Any]:
+        called = {key: names.get(item[key], item[key]) for key in ("label", "predicted")}
+        return {**item, **called}
+
+    def pair(item: dict[str, Any]) -> dict[str, Any]:
+        return {**item, **{key: names.get(item[key], item[key]) for key in ("label_a", "label_b")}}
+
+    dataset, split, evaluation = report["dataset"], report["split"], report["evaluation"]
+    audit = report["audit"]
+    balance, test, examples = split["balance"], evaluation["test"], evaluation["examples"]
+    return {
+        **report,
+        "dataset": {
+            **dataset,
+            "classes": keys(dataset["classes"]),
+            "grid": keys(dataset["grid"]),
+            "positive": names.get(dataset["positive"], dataset["positive"]),
+        },
+        "audit": {
+            **audit,
+            "twins": audit["twins"]
+            and {**audit["twins"], "pairs": [pair(item) for item in pairs_of(audit)]},
+        },
+        "split": {
+            **split,
+            "classes": {part: keys(counts) for part, counts in split["classes"].items()},
+            "balance": balance
+            and {**balance, "before": keys(balance["before"]), "after": keys(balance["after"])},
+        },
+        "evaluation": {
+            **evaluation,
+            "test": {**test, "per_class": keys(test["per_class"])},
+            "mistakes": [case(item) for item in evaluation["mistakes"]],
+            "label_suspects": [case(item) for item in evaluation["label_suspects"]],
+            "examples": examples
+            and {kind: [case(item) for item in items] for kind, items in examples.items()},
+        },
+    }
+
+
+def common_folder(report: dict[str, Any]) -> str:
+    """The folder that all images named on the page lie in, ending in "/"; "" if there is none."""
+    evaluation = report["evaluation"]
+    cases = [*evaluation["mistakes"], *evaluation["label_suspects"]]
+    cases += [case for items in (evaluation["examples"] or {}).values() for case in items]
+    names = [case["image"] for case in cases]
+    names += [pair[end] for pair in pairs_of(report["audit"]) for end in ("a", "b")]
+    return folder_of(names)
+
+
+def folder_of(names: list[str]) -> str:
+    folders = {name.rpartition("/")[0] for name in names}
+    return f"{folders.pop()}/" if len(folders) == 1 and folders != {""} else ""
+
+
+def pairs_of(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Near-copies shown side by side."""
+    return (audit["twins"] or {}).get("pairs") or []
 
 
 def make_figures(report: dict[str, Any]) -> dict[str, Figure]:
@@ -134,13 +204,6 @@ def class_recalls(report: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def prevalence_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Predictive values; ``extra`` rows may be left out where there is room for a dozen."""
-    rows = report["evaluation"]["ppv_by_prevalence"]
-    step = -(-len(rows) // MAX_PRINTED_ROWS) or 1
-    return [{**row, "extra": i % step > 0} for i, row in enumerate(rows)]
-
-
 def eighty_percent(report: dict[str, Any]) -> dict[str, Any] | None:
     """The reliability bin that holds 80 %, to say in words what such an answer meant."""
     curves = report["evaluation"]["test"]["curves"]
@@ -211,11 +274,7 @@ def importance_of_picture(report: dict[str, Any]) -> list[str]:
     ]
     cases += evaluation["mistakes"] + evaluation["label_suspects"]
     names = [case[key] for case in cases for key in ("picture", "saliency")]
-    names += [
-        pair[key]
-        for pair in (audit["twins"] or {}).get("pairs") or []
-        for key in ("picture_a", "picture_b")
-    ]
+    names += [pair[key] for pair in pairs_of(audit) for key in ("picture_a", "picture_b")]
     # Grid pictures in turns, so that a tight budget leaves some of every class.
     rows = list(report["dataset"]["grid"].values())
     names += [row[i] for i in range(max(map(len, rows), default=0)) for row in rows if i < len(row)]
