@@ -1,8 +1,10 @@
 """report.html as a file: whole, repeatable, small, closed, and true to report.json."""
 
 import base64
+import copy
 import csv
 import hashlib
+import html
 import json
 import re
 import time
@@ -13,7 +15,7 @@ import pytest
 import report_fixture
 
 from automl.errors import StorageError, UsageError
-from automl.reporting import render
+from automl.reporting import formats, render
 from automl.reporting.compare import compare_runs, write_index
 from automl.reporting.page import build_report, read_schema
 
@@ -148,6 +150,70 @@ def test_marked_numbers_are_those_of_report_json(full):
             value = value[key]
         digits = len(shown.partition(".")[2])
         assert float(shown.replace(",", "")) == pytest.approx(round(value, digits), abs=1e-9), path
+
+
+NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        yield from (leaf for item in value.items() for part in item for leaf in leaves(part))
+    elif isinstance(value, list):
+        yield len(value)
+        yield from (leaf for item in value for leaf in leaves(item))
+    elif value is not None and not isinstance(value, bool):
+        yield value
+
+
+def spellings(value):
+    """Every way in which the page may write a text or number of report.json."""
+    if isinstance(value, str):
+        return {value}
+    ways = {formats.brief(value), formats.duration(value), formats.size(value), str(round(value))}
+    ways |= {formats.megabytes(value), formats.large(value), formats.scientific(value)}
+    ways |= {formats.number(value, digits) for digits in range(5)}
+    ways |= {formats.number(float(value), 0), formats.points(value)}
+    return ways | {formats.percent(value, digits) for digits in (0, 1)}
+
+
+def numbers_without_source(report, text):
+    """Numbers in the page's words and tables that neither report.json nor a template holds."""
+    test = report["evaluation"]["test"]
+    counted = [{len(report["dataset"]["classes"])}]
+    for row in test["confusion"]:
+        counted.append({sum(row), *(count / sum(row) for count in row)})
+    natural = report["evaluation"]["natural"].values()
+    counted.append({100 - round(item["value"]) for item in natural})
+    # What the checklists count, and items' numbers.
+    counted.append(set(range(1, 45)))
+    known = {text for value in leaves(report) for text in spellings(value)}
+    known |= {text for values in counted for value in values for text in spellings(value)}
+    sources = [path.read_text() for path in (render.PACKAGE.parent / "templates").glob("*.html")]
+    known |= {re.sub(r"{{.*?}}|{%.*?%}", " ", source) for source in sources}
+    known |= set(formats.METRIC_NAMES.values()) | set(formats.BASELINE_NAMES.values())
+    known.add("TRIPOD+AI 2024, CLAIM 2024, ROC AUC 0.5, 95 %, 255, 100, F1, 1-NN")
+    allowed = {found for part in known for found in re.findall(NUMBER, part)}
+    return sorted(set(re.findall(NUMBER, text)) - allowed)
+
+
+def test_every_number_on_the_page_is_in_report_json(full):
+    report, text, _, _ = full
+    main = text[text.index("<main") : text.index("<footer>")]
+    main = re.sub(r"<svg.*?</svg>", " ", main, flags=re.S)
+    words = html.unescape(re.sub(r"<[^>]+>", " ", main))
+    assert len(re.findall(NUMBER, words)) > 1500
+    assert numbers_without_source(report, words) == []
+    # Without the curves, whose tables are folded away: few enough numbers that one can be missed.
+    folded = re.sub(r"<details>.*?</details>", " ", main, flags=re.S)
+    words = html.unescape(re.sub(r"<[^>]+>", " ", folded))
+    plain = copy.deepcopy(report)
+    for key in ("roc", "pr"):
+        plain["evaluation"]["test"]["curves"][key] = None
+    plain["evaluation"]["decision_curve"] = plain["search"]["curves"] = []
+    assert numbers_without_source(plain, words) == []
+    for item in plain["evaluation"]["test"]["metrics"].values():
+        item["value"] += 0.0317
+    assert "0.104" in numbers_without_source(plain, words)
 
 
 def test_every_metric_with_its_interval_is_on_the_page(full):

@@ -5,13 +5,20 @@ Needs playwright (pip), Chromium (CHROMIUM or on the PATH) and, for accessibilit
 """
 
 import copy
+import csv
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import report_fixture
+from conftest import draw_picture
+from PIL import Image
 
 from automl.reporting.compare import compare_runs, write_index
 from automl.reporting.page import build_report
@@ -33,6 +40,7 @@ VIEWS = {
     "phone_dark": {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark"},
     "no_script": {"viewport": {"width": 1280, "height": 900}, "java_script_enabled": False},
 }
+ROOT = Path(__file__).parents[1]
 EVIL = "<img src=x onerror=\"alert('evil')\"><script>alert('evil')</script>"
 
 
@@ -236,3 +244,108 @@ def test_markup_in_any_text_is_shown_and_never_run(browser, tmp_path):
     assert visit.page.locator("script").count() == 1
     assert visit.page.locator("[onerror]").count() == 0
     assert "<script>alert('evil')</script>" in visit.page.locator("main").inner_text()
+
+
+def write_hostile_data(folder: Path) -> Path:
+    """A table of scans in which every text that a stranger chooses is markup or a formula."""
+    pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+    from test_dicom import make_dicom
+
+    assert pydicom
+    run = "<img src=x onerror=alert('{}')>"
+    exif = Image.Exif()
+    # ImageDescription, Make, Software, Artist.
+    exif |= {tag: run.format(f"exif {tag}") for tag in (0x010E, 0x010F, 0x0131, 0x013B)}
+    site = run.format("column")
+    rows = [["image", "label", site, "=SUM(A1)", "patient"]]
+    for i in range(64):
+        ill = i % 2 == 1
+        pixels = draw_picture(i, ill)
+        pixels = np.clip(pixels.astype(int) + 12 * ill, 0, 255).astype(np.uint8)
+        name = f"{run.format('file')} {i:02d}"
+        if i < 8:
+            name = f"=cmd{i}.dcm"
+            tags = {"Manufacturer": run.format("dicom"), "StationName": run.format("dicom")}
+            data = make_dicom(pixels.astype(np.uint16), run.format(f"patient {i}"), **tags)
+            (folder / name).write_bytes(data)
+        elif i % 3:
+            name += ".jpg"
+            Image.fromarray(pixels).save(folder / name, exif=exif, quality=95)
+        else:
+            name += ".png"
+            Image.fromarray(pixels).save(folder / name)
+        label = run.format("label") if ill else "=1+1"
+        rows.append(
+            [name, label, run.format(f"value {i % 4 // 2}"), ("-1", "+2")[i % 2], f"@{i // 2}"]
+        )
+    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return folder / "labels.csv"
+
+
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory):
+    """A real search on hostile data, by its command, with the authors' answers hostile too."""
+    work = tmp_path_factory.mktemp("hostile")
+    (work / "scans").mkdir()
+    table = write_hostile_data(work / "scans")
+    evil = "<img src=x onerror=alert('study')><script>alert('study')</script>"
+    answers = {
+        "intended_use": evil,
+        "contact": evil,
+        "claim_6": evil,
+        "ethics": "[x](javascript:1)",
+    }
+    (work / "study.yaml").write_text(json.dumps(answers), encoding="utf-8")
+    command = [
+        *(sys.executable, str(ROOT / "run_search.py"), "--data", str(table), "--name", "hostile"),
+        *("--positive", "<img src=x onerror=alert('label')>", "--study", "study.yaml"),
+        *("--label-column", "label", "--preset", "smoke", "--weights", "none", "--no-tracking"),
+        *("--image-size", "64", "--max-epochs", "1", "--fine-tune-depths", "0", "--quiet"),
+        *("--test-fraction", "0.4", "--experiment", "<img src=x onerror=alert('experiment')>"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")}
+    result = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return work / "reports" / "hostile"
+
+
+@pytest.mark.parametrize("kind", ["report", "compare", "index"])
+def test_markup_in_data_and_answers_is_shown_and_never_run(browser, hostile_run, kind):
+    pages = {
+        "report": lambda: hostile_run / "report.html",
+        "compare": lambda: compare_runs([hostile_run, hostile_run]),
+        "index": lambda: write_index(hostile_run.parent),
+    }
+    visit = Visit(browser, pages[kind]())
+    visit.page.wait_for_timeout(200)
+    assert visit.dialogs == [] and visit.complaints == [] and visit.outside() == []
+    assert visit.page.locator("script").count() == 1
+    assert visit.page.locator("[onerror], a[href^=javascript]").count() == 0
+    if kind == "report":
+        text = visit.page.locator("main").evaluate("e => e.textContent")
+        # What came from files' headers is not on the page at all.
+        for place in ("file", "label", "column", "value 0", "study", "experiment"):
+            assert f"<img src=x onerror=alert('{place}')>" in text, place
+        assert "onerror=alert('dicom')" not in text and "onerror=alert('exif" not in text
+
+
+def test_tables_of_hostile_data_hold_no_formula(hostile_run):
+    for name in ("predictions.csv", "predictions_val.csv", "split.csv", "trials.csv"):
+        with open(hostile_run / name, newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert any(cell.startswith("'=") for cell in cells) or name == "trials.csv"
+        for cell in cells:
+            if cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+                float(cell)
+
+
+def test_the_card_of_hostile_data_holds_no_markup(hostile_run):
+    card = (hostile_run / "model_card.md").read_text(encoding="utf-8")
+    body = card.split("---\n", 2)[2]
+    commands = [line for line in body.splitlines() if line.startswith("    ")]
+    prose = "\n".join(line for line in body.splitlines() if line not in commands)
+    assert "\\<img src=x onerror=alert('label')\\>" in prose
+    assert not re.search(r"(?<!\\)[<\[]", prose.replace("\n> ", "\n"))
