@@ -3,10 +3,11 @@
 import numpy as np
 
 from automl.evaluation.intervals import (
-    bounded_interval,
     draw_copies,
     effective_size,
     group_codes,
+    standard_error,
+    wilson_interval,
 )
 
 GRID = np.linspace(0.0, 1.0, 101)
@@ -48,18 +49,33 @@ def curve_bands(
         axis=1,
     )
     smallest = min(effective_size(codes[positive]) for positive, _ in usable)
-    bands = []
-    for curve, replicates in zip(curves, drawn, strict=True):
-        limits = [
-            bounded_interval(float(value), replicates[:, place], float(codes.max()), smallest)
-            for place, value in enumerate(curve)
-        ]
-        bands.append(np.array(limits).T)
-    (roc_low, roc_high), (pr_low, pr_high) = bands
+    (roc_low, roc_high), (pr_low, pr_high) = (
+        np.array(
+            [
+                _limits(float(value), replicates[:, place], smallest)
+                for place, value in enumerate(curve)
+            ]
+        ).T
+        for curve, replicates in zip(curves, drawn, strict=True)
+    )
+    # The true curve rises, so what bounds it at one place bounds it further on.
+    roc_low = np.maximum.accumulate(roc_low)
+    roc_high = np.minimum.accumulate(roc_high[::-1])[::-1]
     return {
         "roc": {"fpr": GRID, "tpr": curves[0], "low": roc_low, "high": roc_high},
         "pr": {"recall": GRID, "precision": curves[1], "low": pr_low, "high": pr_high},
     }
+
+
+def _limits(value: float, replicates: np.ndarray, size: float) -> tuple[float, float]:
+    """Wilson's interval for the images that the replicates' spread stands for, at most ``size``.
+
+    A step of the curve close to 1 has a wide spread for its height; on the logit scale, which
+    `intervals` uses for single numbers, its band would reach down to nothing.
+    """
+    spread = standard_error(replicates) ** 2
+    share = value * (1 - value)
+    return wilson_interval(value, min(share / spread, size) if spread > 0 and share > 0 else size)
 
 
 def _mean_curves(classes: list[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> np.ndarray:

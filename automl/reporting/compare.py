@@ -16,6 +16,8 @@ from automl.reporting.render import render_page, stamp, write_text
 from automl.tracking.compare import digest_test_set
 
 PREFIX = "probability_"
+# Settings that do not bear on the result.
+UNLIKE_ANYWAY = ("name", "out", "study", "tracking", "tracking_uri", "experiment", "cache_dir")
 
 
 def compare_runs(folders: list[Path], out: Path | None = None) -> Path:
@@ -104,12 +106,17 @@ def metric_row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
                 "value": number(item["value"] if item else None),
                 "span": span(item),
                 "difference": signed(difference),
-                "settled": bool(difference)
-                and difference["low"] is not None
-                and difference["low"] * difference["high"] > 0,
+                "settled": settle(difference, name in LOWER_IS_BETTER),
             }
         )
     return {"name": words(name), "lower": name in LOWER_IS_BETTER, "cells": cells}
+
+
+def settle(difference: dict[str, float | None] | None, lower_is_better: bool) -> str:
+    """better or worse where the interval leaves out zero, else ""."""
+    if not difference or difference["low"] is None or difference["low"] * difference["high"] <= 0:
+        return ""
+    return "better" if (difference["low"] > 0) != lower_is_better else "worse"
 
 
 def signed(item: dict[str, float | None] | None) -> str:
@@ -133,7 +140,7 @@ def setting_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for run in runs
     ]
-    names = dict.fromkeys(name for column in columns for name in column)
+    names = dict.fromkeys(n for column in columns for n in column if n not in UNLIKE_ANYWAY)
     rows = [
         {"name": words(name), "values": [column.get(name) for column in columns]} for name in names
     ]
