@@ -255,7 +255,8 @@ def write_hostile_data(folder: Path) -> Path:
     run = "<img src=x onerror=alert('{}')>"
     exif = Image.Exif()
     # ImageDescription, Make, Software, Artist.
-    exif |= {tag: run.format(f"exif {tag}") for tag in (0x010E, 0x010F, 0x0131, 0x013B)}
+    for tag in (0x010E, 0x010F, 0x0131, 0x013B):
+        exif[tag] = run.format(f"exif {tag}")
     site = run.format("column")
     rows = [["image", "label", site, "=SUM(A1)", "patient"]]
     for i in range(64):
