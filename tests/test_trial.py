@@ -1,5 +1,6 @@
 """Trials on cached activations: exact, repeatable, continued where they stopped."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,17 +170,26 @@ def test_a_torn_file_is_not_taken_for_a_whole_one(spec, tmp_path):
     assert cache.read(0, 0, np.array([1])).shape == (1, 1280)
 
 
-def test_eviction_takes_the_least_recently_used_and_spares_what_is_in_use(tmp_path):
-    import os
-
+def test_eviction_takes_what_was_used_longest_ago_and_spares_what_is_in_use(tmp_path):
+    arrays, scans = tmp_path / "activations", tmp_path / "scans"
+    arrays.mkdir()
     for age, name in enumerate(["new", "used", "old"]):
-        (tmp_path / f"{name}.npy").write_bytes(bytes(100))
-        os.utime(tmp_path / f"{name}.npy", (1000 - age, 1000 - age))
-    evict(tmp_path, 150, keep={"used.npy"})
-    assert {path.name for path in tmp_path.iterdir()} == {"used.npy"}
-    (tmp_path / "a.npy").write_bytes(bytes(20))
-    evict(tmp_path, 150, keep=set())
-    assert {path.name for path in tmp_path.iterdir()} == {"used.npy", "a.npy"}
+        (arrays / f"{name}.npy").write_bytes(bytes(10_000))
+        os.utime(arrays / f"{name}.npy", (1000 - age, 1000 - age))
+        (scans / name).mkdir(parents=True)
+        (scans / name / "pixels.npy").write_bytes(bytes(10_000))
+        os.utime(scans / name, (500 - age, 500 - age))
+    left = lambda: {str(p.relative_to(tmp_path)) for p in [*arrays.iterdir(), *scans.iterdir()]}  # noqa: E731
+    size = sum(p.stat().st_size for p in tmp_path.rglob("*")) - 2 * 4096
+    evict(arrays, size, keep=set())
+    assert len(left()) == 6
+    evict(arrays, size - 10_000, keep={scans / "old"})
+    assert left() == {
+        "activations/new.npy", "activations/used.npy", "activations/old.npy",
+        "scans/old", "scans/new",
+    }  # fmt: skip
+    evict(arrays, 0, keep={arrays / "used.npy", scans / "new"})
+    assert left() == {"activations/used.npy", "scans/new"}
 
 
 def test_views_are_fixed_and_view_zero_is_the_image():

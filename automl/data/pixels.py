@@ -78,6 +78,8 @@ def scan_images(
         stored = find_stored(dataset, image_size, index_path)
         if stored is None:
             stored = read_all(dataset, image_size, folder, index_path, progress)
+        # The cache lets go of what was used longest ago.
+        os.utime(stored)
     except OSError as error:
         raise StorageError(
             f"Cannot use the cache {folder}: {error.strerror or error}. Choose another with "

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,7 +59,8 @@ class Activations:
         backbone: with its weights; ``weights_digest`` is theirs.
         train_rows: rows that views above 0 are made for.
         folder: the cache's folder, or None to compute anew at every read.
-        limit: bytes that the folder may hold; the least recently used files go first.
+        limit: bytes that the cache may hold, decoded images included; what was used longest
+            ago goes first.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Activations:
         self.depths = tuple(sorted(set(depths) | {0}))
         self.views = views
         self.seed = seed
+        self.source = source
         self.pixels = source.open()
         self.folder = folder
         self.limit = limit
@@ -164,7 +167,8 @@ class Activations:
                     os.utime(path)
                     self._files[key] = np.load(path, mmap_mode="r")
                     self.bytes += path.stat().st_size
-                evict(self.folder, self.limit, keep={self._path(*key).name for key in self._keys})
+                used = {self._path(*key) for key in self._keys}
+                evict(self.folder, self.limit, keep=used | {self.source.path.parent})
         except OSError as error:
             hint = (
                 "Free some space, choose another folder with --cache-dir, or fewer --views."
@@ -246,13 +250,17 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def evict(folder: Path, limit: float, keep: set[str]) -> None:
-    """Delete the least recently used arrays until the folder is within ``limit`` bytes."""
-    files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
-    size = sum(path.stat().st_size for path in files)
-    for path in files:
-        if size <= limit:
+def evict(folder: Path, limit: float, keep: set[Path]) -> None:
+    """Delete what was used longest ago until the cache is within ``limit`` bytes.
+
+    The cache is this folder's arrays and, beside it, the folders of decoded images.
+    """
+    found = [*folder.glob("*.npy"), *folder.parent.glob("scans/*/")]
+    sizes = {path: sum(p.stat().st_size for p in [path, *path.glob("*")]) for path in found}
+    total = sum(sizes.values())
+    for path in sorted(found, key=lambda path: path.stat().st_mtime):
+        if total <= limit:
             return
-        if path.name not in keep:
-            size -= path.stat().st_size
-            path.unlink()
+        if path not in keep:
+            total -= sizes[path]
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
