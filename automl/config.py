@@ -79,6 +79,11 @@ class SearchConfig:
     twin_threshold: float = setting(
         0.98, "correlation of thumbnails above which two images are twins", low=0.5, high=1.0
     )
+    compare_splits: bool = setting(
+        False,
+        "train the winner on a random split, too (on a grouped one if --split is another), to "
+        "show what near-copies add; one trial more, outside of --budget",
+    )
     balance: str = setting("oversample", "how the training set is balanced", choices=BALANCES)
     image_size: int = setting(160, "side of the square input in pixels", low=32, high=512)
     width: tuple[float, ...] = setting((0.35,), "MobileNetV2 width(s)", many=float, choices=WIDTHS)

@@ -22,7 +22,7 @@ from automl.data.images import ImageError, open_image
 from automl.data.pictures import write_picture
 from automl.data.pixels import scan_images
 from automl.data.sources import cache_folder, load_dataset
-from automl.data.split import make_split, write_split
+from automl.data.split import divide_otherwise, make_split, write_split
 from automl.data.twins import find_twins
 from automl.errors import Interrupted, UsageError
 from automl.folder import (
@@ -116,6 +116,9 @@ def search_into(
 
     scan, twins = read_images(config, dataset, cache, console)
     split = make_split(scan, twins, config)
+    other = None
+    if config.compare_splits:
+        other = divide_otherwise(scan.dataset, twins, split, config.seed)
     # The workers import the framework while the audit runs.
     pool = WorkerPool(
         config.workers,
@@ -180,6 +183,14 @@ def search_into(
     predictor, cost = stages.export_winner(winner, scan, split, config, folder, parts, console)
     console.lap("export")
     parts["evaluation"] |= stages.probe_winner(winner, predictor, scan, split, config, console)
+    comparison = []
+    if other is not None:
+        from automl.comparison import compare_splits
+
+        comparison = compare_splits(
+            study, plan, parts["evaluation"]["test"]["metrics"], scan, split, other, config, folder,
+            journal, console,
+        )  # fmt: skip
     journal.append(
         "exported",
         format="saved_model",
@@ -195,7 +206,11 @@ def search_into(
             "findings": [asdict(finding) for finding in audit.findings],
             **{key: audit.summary[key] for key in ("twins", "shortcuts", "one_nn")},
         },
-        "split": {**sizes, "balance": describe_balance(sizes["classes"]["train"], config.balance)},
+        "split": {
+            **sizes,
+            "balance": describe_balance(sizes["classes"]["train"], config.balance),
+            "comparison": comparison,
+        },
         "search": stages.describe_search(study, plan, detail, winner),
         **parts,
         "cost": {

@@ -19,7 +19,7 @@ from automl.config import SearchConfig
 from automl.console import Console
 from automl.data.pictures import write_picture
 from automl.data.split import rows_without_twins
-from automl.evaluation.baselines import all_baselines
+from automl.evaluation.baselines import all_baselines, predict_out_of_fold
 from automl.evaluation.calibration import (
     apply_calibration,
     fit_temperature,
@@ -393,6 +393,9 @@ def evaluate_winner(
     used = count_test_evaluations(folder) + 1
     attributes = sorted({key for row in test for key in dataset.samples[row].attributes})
     without = np.isin(test, rows_without_twins(split))
+    console.progress("looking for wrong labels", 0, 1)
+    rest, p_rest = predict_out_of_fold(scan, split, winner.features, config.seed)
+    console.progress("looking for wrong labels", 1, 1)
     parts = evaluate_model(
         classes=dataset.classes,
         positive=dataset.positive,
@@ -411,6 +414,7 @@ def evaluate_winner(
             k: [dataset.samples[row].attributes.get(k) for row in test] for k in attributes
         },
         baselines=all_baselines(scan, split, features=winner.features),
+        out_of_sample=([dataset.samples[row].image for row in rest], targets[rest], p_rest),
         test_evaluations=used,
         seed=config.seed,
         progress=console.progress,

@@ -80,6 +80,24 @@ def full_report() -> dict[str, Any]:
                 "before": {"no tumour": 1459, "tumour": 1179},
                 "after": {"no tumour": 1459, "tumour": 1459},
             },
+            "comparison": [
+                {
+                    "kind": kind,
+                    "test": TEST_IMAGES,
+                    "touched": touched,
+                    "leaking_pairs": pairs,
+                    "metrics": {
+                        "accuracy": interval(value, 0.018),
+                        "balanced_accuracy": interval(value - 0.001, 0.018),
+                        "roc_auc": interval(value + 0.016, 0.007),
+                    },
+                    "seconds": seconds,
+                }
+                for kind, touched, pairs, value, seconds in (
+                    ("grouped", 0, 0, 0.9625, None),
+                    ("random", 218, 677, 0.9786, 41.3),
+                )
+            ],
         },
         "search": search_part(),
         "evaluation": evaluation,

@@ -1,5 +1,7 @@
 """Baselines answer in the right shape, learn what is there, and see no test label."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scans import draw_picture, scan_and_twins
@@ -11,6 +13,7 @@ from automl.evaluation.baselines import (
     predict_logistic_features,
     predict_majority,
     predict_one_nearest_neighbour,
+    predict_out_of_fold,
     predict_shortcut,
     predict_uniform,
 )
@@ -91,3 +94,23 @@ def test_a_class_that_training_lacks_has_probability_zero() -> None:
     probabilities = predict_logistic_features(features, y, features, 3)
     assert (probabilities[:, 1] == 0).all()
     assert np.mean(probabilities.argmax(axis=1) == y) > 0.9
+
+
+def test_an_image_is_judged_by_what_has_seen_no_image_of_its_group(
+    data: tuple[Scan, Split],
+) -> None:
+    scan, split = data
+    rows, probabilities = predict_out_of_fold(
+        scan, split, scan.thumbnails.reshape(len(scan.facts), -1), 0
+    )
+    assert rows.tolist() == np.flatnonzero(split.part != "test").tolist()
+    assert (probabilities.argmax(axis=1) == scan.dataset.targets[rows]).mean() > 0.9
+    # Features that name the group and nothing else tell nothing of another group.
+    group = np.arange(len(rows)) // 4
+    names = np.eye(group.max() + 1)[group]
+    every = np.zeros((len(scan.facts), names.shape[1]))
+    every[rows] = names
+    whole = np.zeros(len(scan.facts), dtype=int)
+    whole[rows] = group
+    _, blind = predict_out_of_fold(scan, replace(split, group=whole), every, 0)
+    assert np.ptp(blind, axis=0).max() < 0.2

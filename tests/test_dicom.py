@@ -15,41 +15,9 @@ from automl.data.sources import load_dataset
 
 pydicom = pytest.importorskip("pydicom")
 
-from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402
+from dicom_files import SECRETS, STORED, make_dicom  # noqa: E402
 from pydicom.encaps import encapsulate  # noqa: E402
-from pydicom.uid import (  # noqa: E402
-    MPEG4HP41,
-    ExplicitVRLittleEndian,
-    MRImageStorage,
-    generate_uid,
-)
-
-SECRETS = ("DOE^JANE", "SECRET-4711", "19700131", "Planted Hospital", "Dr. Planted", "ACC-0815")
-STORED = corpus.GREY.astype(np.uint16) * 10
-
-
-def make_dicom(values: np.ndarray = STORED, patient: str = SECRETS[1], **tags: object) -> bytes:
-    """An MR image with planted patient data; ``tags`` are added, None removes one."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = MRImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["fixed"])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-    data.PatientName, data.PatientID = SECRETS[0], patient
-    data.PatientBirthDate, data.InstitutionName = SECRETS[2], SECRETS[3]
-    data.ReferringPhysicianName, data.AccessionNumber = SECRETS[4], SECRETS[5]
-    data.Modality, data.Manufacturer = "MR", "ACME"
-    data.Rows, data.Columns = values.shape[:2]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-    data.BitsAllocated = data.BitsStored = values.dtype.itemsize * 8
-    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(values.dtype.kind == "i")
-    data.PixelData = values.tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    buffer = io.BytesIO()
-    data.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+from pydicom.uid import MPEG4HP41  # noqa: E402
 
 
 def test_the_window_of_the_file_is_applied_after_the_rescale():

@@ -14,6 +14,7 @@ from automl.evaluation.evaluate import (
     errors_by_confidence,
     evaluate_model,
     subgroup_values,
+    suspect_cases,
 )
 from automl.evaluation.metrics import METRICS, compute_metrics
 from automl.evaluation.plain import to_json
@@ -233,11 +234,28 @@ def test_swapped_labels_are_suspected():
     wrong = np.random.default_rng(0).choice(600, 12, replace=False)
     given = y_true.copy()
     given[wrong] = (given[wrong] + 1) % 3
-    found = label_suspects(given, probabilities)
+    found, margins = label_suspects(given, probabilities)
+    assert (np.diff(margins) <= 0).all() and margins.min() >= 0.5
     assert np.isin(wrong, found).mean() >= 0.5
     assert np.isin(found, wrong).mean() >= 0.75
-    clean = label_suspects(np.array([0, 0, 1, 1]), np.eye(2)[[0, 0, 1, 1]])
+    clean, _ = label_suspects(np.array([0, 0, 1, 1]), np.eye(2)[[0, 0, 1, 1]])
     assert len(clean) == 0
+
+
+def test_suspects_of_several_sources_are_judged_by_their_own_and_listed_together():
+    y_true = np.tile([0, 1], 30)
+    sure = np.where(y_true[:, None] == [0, 1], 0.95, 0.05)
+    doubtful = np.where(y_true[:, None] == [0, 1], 0.75, 0.25)
+    given = y_true.copy()
+    given[7] = 1 - given[7]
+    sources = [
+        ([f"{n}{i}" for i in range(60)], given, p) for n, p in (("d", doubtful), ("s", sure))
+    ]
+    cases = suspect_cases(["healthy", "tumour"], *sources)
+    assert [(case["image"], case["label"], case["predicted"]) for case in cases] == [
+        ("s7", "healthy", "tumour"),
+        ("d7", "healthy", "tumour"),
+    ]
 
 
 def test_curves_enclose_the_known_areas():

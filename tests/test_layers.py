@@ -27,7 +27,7 @@ LAYERS = (
     {"reporting"},
     {"folder"},
     {"stages"},
-    {"external"},
+    {"comparison", "external"},
     {"pipeline"},
     {"exports"},
     {"options", "output", "doctor"},

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -204,22 +205,66 @@ def test_another_search_is_not_taken_for_the_one_that_was_begun(finished, work, 
         (finished / "report.away").rename(finished / "report.json")
 
 
-def test_four_classes_and_three_lines_of_python(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    classes = ("a", "b", "c", "d")
-    write_scans(tmp_path / "scans", classes, 16)
-    result = automl.search(
-        "scans/", preset="smoke", weights="none", image_size=64, tracking=False, quiet=True,
-        cache_dir=str(tmp_path / "cache"), budget="1m",
-    )  # fmt: skip
-    test = result.evaluation["test"]
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Four classes of DICOM files, eight patients each, in three lines of Python."""
+    pytest.importorskip("pydicom")
+    from dicom_files import SECRETS, make_dicom
+
+    folder = tmp_path_factory.mktemp("four")
+    for number, label in enumerate("abcd"):
+        (folder / "scans" / label).mkdir(parents=True)
+        for i in range(16):
+            picture = draw_picture(i + 1000 * number, bright=number > 0).astype(np.uint16) * 9
+            data = make_dicom(picture + 100 * number, f"{SECRETS[1]}-{label}{i // 2}")
+            (folder / "scans" / label / f"{label}{i:02d}.dcm").write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return automl.search(
+            "scans/", preset="smoke", weights="none", image_size=64, quiet=True, budget="1m",
+            cache_dir=str(folder / "cache"), compare_splits=True,
+        )  # fmt: skip
+
+
+def test_four_classes_and_three_lines_of_python(four):
+    test = four.evaluation["test"]
     assert test["threshold"] is None
     assert len(test["confusion"]) == 4
-    assert set(test["per_class"]) == set(classes)
-    answers = automl.load(result.model_dir).predict([tmp_path / "scans" / "a" / "a00.png"])
-    assert set(answers[0].probabilities) == set(classes)
+    assert set(test["per_class"]) == set("abcd")
+    scans = four.folder.absolute().parents[1] / "scans"
+    answers = automl.load(four.model_dir).predict([scans / "a" / "a00.dcm"])
+    assert set(answers[0].probabilities) == set("abcd")
     assert sum(answers[0].probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert "seen-in-training" in answers[0].flags or answers[0].label in classes
+    assert "seen-in-training" in answers[0].flags or answers[0].label in set("abcd")
+
+
+def test_the_winner_is_scored_on_the_other_split_too(four):
+    mine, other = four.report["split"]["comparison"]
+    assert (mine["kind"], other["kind"], mine["touched"]) == ("grouped", "random", 0)
+    assert mine["test"] == other["test"] == four.evaluation["test"]["images"]
+    assert mine["metrics"]["roc_auc"] == four.evaluation["test"]["metrics"]["roc_auc"]
+    assert other["touched"] > 0 and other["metrics"]["roc_auc"]["low"] is not None
+    assert "on another split" in four.report_path.read_text()
+    assert len(list((four.folder / "checkpoints").iterdir())) == 1
+
+
+def test_no_word_of_a_patient_is_in_any_file_of_a_run(four):
+    from dicom_files import SECRETS
+
+    work = four.folder.absolute().parents[1]
+    written = {path for path in work.rglob("*") if path.is_file()} - {*work.glob("scans/*/*.dcm")}
+    names = {path.name for path in written}
+    assert names >= {"journal.jsonl", "report.html", "model.keras", "split.csv", "mlflow.db"}
+    assert names >= {"saved_model.pb", "scan.json", "worker.log", "audit.json", "predictions.csv"}
+    assert "patients" in four.report["dataset"]["group_kind"]
+    secrets = [secret.encode() for secret in (*SECRETS, "JANE", "Jane", "1970-01-31")]
+    for path in written:
+        texts = [path.read_bytes()]
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                texts += [archive.read(name) for name in archive.namelist()]
+        for secret in secrets:
+            assert not any(secret in text for text in texts), (path, secret)
 
 
 def test_outside_images_join_the_report(finished, work):

@@ -296,6 +296,14 @@ def test_rendering_takes_a_few_seconds_at_most(tmp_path):
     assert time.process_time() - start < 3
 
 
+def test_the_same_configuration_is_shown_on_both_splits(full):
+    _, _, page, _ = full
+    words = " ".join(" ".join(page.text).split())
+    start = words.index("The same configuration on another split")
+    grouped, random = words.index("Grouped (this report)", start), words.index("Random", start)
+    assert grouped < words.index("0.963", grouped) < random < words.index("0.979", random)
+
+
 def test_the_audit_page_shows_findings_and_near_copies(tmp_path):
     document = report_fixture.audit_document()
     page = Page(

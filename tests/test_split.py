@@ -15,6 +15,7 @@ from automl.config import SearchConfig
 from automl.data.assign import assign_units, exact_counts
 from automl.data.split import (
     describe_groups,
+    divide_otherwise,
     make_split,
     merge_groups,
     read_split,
@@ -219,6 +220,31 @@ def official(parts: list[str | None]) -> Dataset:
     dataset = make_dataset(["a" if i % 2 else "b" for i in range(len(parts))])
     samples = [replace(s, split=part) for s, part in zip(dataset.samples, parts, strict=True)]
     return replace(dataset, samples=tuple(samples))
+
+
+def test_the_other_split_has_the_same_images_and_sizes_and_leaks_if_it_is_random() -> None:
+    dataset, twins = make_dataset(["a", "b"] * 60), make_twins([i // 4 for i in range(120)])
+    grouped = split_by(dataset, twins, val_fraction=0.2, test_fraction=0.1)
+    random = divide_otherwise(dataset, twins, grouped, 0)
+    assert (grouped.kind, grouped.leaking_pairs) == ("grouped", 0)
+    assert random.kind == "random" and random.leaking_pairs > 20
+    assert np.array_equal(random.group, grouped.group)
+    for name in SPLITS:
+        assert len(random.rows(name)) == len(grouped.rows(name))
+    back = divide_otherwise(dataset, twins, random, 0)
+    assert (back.kind, back.leaking_pairs) == ("grouped", 0)
+
+
+def test_images_that_a_given_split_leaves_out_stay_out_of_the_other(tmp_path: Path) -> None:
+    dataset, twins = make_dataset(["a", "b"] * 60), make_twins([i // 2 for i in range(120)])
+    parts = ["train"] * 60 + ["val"] * 20 + ["test"] * 20
+    rows = [f"{s.image},{p}" for s, p in zip(dataset.samples[20:], parts, strict=True)]
+    (tmp_path / "given.csv").write_text("\n".join(["image,split", *rows]))
+    given = split_by(dataset, twins, split=str(tmp_path / "given.csv"))
+    other = divide_otherwise(dataset, twins, given, 0)
+    assert (given.kind, other.kind, other.leaking_pairs) == ("file", "grouped", 0)
+    assert np.array_equal(other.part == "", given.part == "")
+    assert {name: len(other.rows(name)) for name in SPLITS} == {"train": 60, "val": 20, "test": 20}
 
 
 def test_an_official_split_is_kept_and_its_leaks_are_counted() -> None:

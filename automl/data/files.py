@@ -106,7 +106,8 @@ def report_walk(refused: list[str], ignored: list[str], closed: list[str]) -> li
                 f"{len(ignored):,} files are not images of a supported format; ignored.",
                 len(ignored),
                 tuple(sorted(ignored)[:12]),
-                "Convert them to PNG, JPEG, TIFF, BMP, WebP or DICOM if they belong to the data.",
+                "Convert them to PNG, JPEG, TIFF, BMP, WebP or DICOM if they belong to the data; "
+                "of volumes (NIfTI), the slices that show what the label says.",
             )
         )
     return findings

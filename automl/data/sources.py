@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from automl.config import SearchConfig, flag
+from automl.data.assign import MINIMUM
 from automl.data.dicom import read_patient
 from automl.data.files import ImageFile, fold, is_dicom, list_images
 from automl.data.images import EXTENSIONS
@@ -46,6 +47,10 @@ def load_dataset(config: SearchConfig) -> Dataset:
         from automl.data.kaggle import download_dataset
 
         path = download_dataset(config.data)
+        name = config.data.removeprefix("kaggle:").split("/")[1]
+        dataset = read_folder(path.resolve(), config)
+        # The folder is called after its version.
+        return dataset if dataset.kind == "csv" else replace(dataset, name=name)
     else:
         path = Path(config.data).expanduser()
     if not config.data.strip() or not path.exists():
@@ -351,7 +356,7 @@ def finish_dataset(
     if few:
         raise DataError(
             f"{where} holds too few images of {', '.join(map(repr, few))}: {listed}. Training, "
-            f"validation and test need at least one each, so {MIN_CLASS_IMAGES} of each class."
+            f"validation and test need at least {MINIMUM} each, so {3 * MINIMUM} of each class."
         )
     samples = sorted(
         (replace(sample, label=names[sample.label]) for sample in samples),

@@ -6,7 +6,8 @@ to depends on image names, labels, groups and the seed only, not on the order of
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,42 @@ def make_split(scan: Scan, twins: Twins, config: SearchConfig) -> Split:
             "classifier needs at least two classes."
         )
     group = merge_groups(dataset, twins)
+    test, val = config.test_fraction, config.val_fraction
+    shares = {"train": 1 - val - test, "val": val, "test": test}
     findings: list[Finding] = []
     if config.split == "grouped":
         fixed, findings = official_parts(dataset)
         kind = "grouped" if fixed is None else "official"
-        part = divide(dataset, group, fixed, config)
+        part = divide(dataset, group, fixed, shares, config.seed)
     elif config.split == "random":
         kind = "random"
-        part = divide(dataset, np.arange(len(group)), None, config)
+        part = divide(dataset, np.arange(len(group)), None, shares, config.seed)
     else:
         kind = "file"
         part, findings = read_parts(Path(config.split), dataset)
     check_classes(dataset, group, part, kind)
     return finish_split(dataset, twins, part, group, kind, config.seed, findings)
+
+
+def divide_otherwise(dataset: Dataset, twins: Twins, split: Split, seed: int) -> Split:
+    """The same images in parts of the same sizes: at random if ``split`` is grouped, else grouped.
+
+    Whole groups fill the parts as closely as they can; images that ``split`` leaves out stay
+    out.
+
+    Raises:
+        DataError: a class cannot have MINIMUM images in every part.
+    """
+    kind = "random" if split.kind == "grouped" else "grouped"
+    used = np.flatnonzero(split.part != LEFT_OUT)
+    group = merge_groups(dataset, twins)
+    unit = np.arange(len(used)) if kind == "random" else group[used]
+    some = replace(dataset, samples=tuple(dataset.samples[row] for row in used))
+    shares = {name: len(split.rows(name)) / len(used) for name in SPLITS}
+    part = np.full(len(dataset.samples), LEFT_OUT, dtype=object)
+    part[used] = divide(some, unit, None, shares, seed)
+    check_classes(dataset, group, part, kind)
+    return finish_split(dataset, twins, part, group, kind, seed)
 
 
 def finish_split(
@@ -128,15 +152,17 @@ def official_parts(dataset: Dataset) -> tuple[np.ndarray | None, list[Finding]]:
 
 
 def divide(
-    dataset: Dataset, group: np.ndarray, fixed: np.ndarray | None, config: SearchConfig
+    dataset: Dataset,
+    group: np.ndarray,
+    fixed: np.ndarray | None,
+    shares: Mapping[str, float],
+    seed: int,
 ) -> np.ndarray:
-    """Assign whole groups to parts, stratified by class; str (n,).
+    """Assign whole groups to parts in ``shares``, stratified by class; str (n,).
 
     Of a fixed split only the training images are divided, among train and the parts that it
     lacks. Groups that reach into a fixed part stay in train: in a carved part they would leak.
     """
-    test, val = config.test_fraction, config.val_fraction
-    shares = {"train": 1 - val - test, "val": val, "test": test}
     if fixed is None:
         part = np.full(len(group), "train", dtype=object)
         free = np.ones(len(group), dtype=bool)
@@ -158,7 +184,7 @@ def divide(
         len(dataset.classes),
         shares,
         {"train": bound},
-        config.seed,
+        seed,
     )
     for members, name in chosen:
         part[members] = name

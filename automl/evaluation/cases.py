@@ -11,6 +11,8 @@ import numpy as np
 
 MAX_MISTAKES = 24
 MAX_SUSPECTS = 24
+# In probability; below it both classes are plausible and a second look would find nothing.
+SUSPECT_MARGIN = 0.5
 EXAMPLES = 3
 
 Case = dict[str, Any]
@@ -76,14 +78,12 @@ def example_rows(
     return chosen
 
 
-def label_suspects(
-    y_true: np.ndarray, probabilities: np.ndarray, limit: int = MAX_SUSPECTS
-) -> np.ndarray:
-    """Rows whose label may be wrong, most suspect first, int (≤ limit,).
+def label_suspects(y_true: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose label may be wrong, int (m,), and how much surer of another class, float (m,).
 
     Confident learning (Northcutt, Jiang & Chuang 2021, doi 10.1613/jair.1.12125): an image is
     suspect if the model is as sure of another class as it usually is for images of that class,
-    and less sure of the given one. Rank: how much surer.
+    and surer of it than of the given one by SUSPECT_MARGIN. Most suspect first.
 
     Args:
         y_true: given labels, int (n,).
@@ -99,7 +99,7 @@ def label_suspects(
     reaches = np.where(probabilities >= usual, probabilities, -1.0)
     given = probabilities[np.arange(len(y_true)), y_true]
     other = reaches.argmax(axis=1)
-    top = reaches.max(axis=1)
-    suspects = np.flatnonzero((top > given) & (other != y_true))
-    margin = top[suspects] - given[suspects]
-    return suspects[np.argsort(-margin, kind="stable")][:limit]
+    margin = reaches.max(axis=1) - given
+    suspects = np.flatnonzero((margin >= SUSPECT_MARGIN) & (other != y_true))
+    suspects = suspects[np.argsort(-margin[suspects], kind="stable")]
+    return suspects, margin[suspects]

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from automl.evaluation.calibration import reliability
-from automl.evaluation.cases import example_rows, label_suspects, make_cases, worst_mistakes
+from automl.evaluation.cases import (
+    MAX_SUSPECTS,
+    example_rows,
+    label_suspects,
+    make_cases,
+    worst_mistakes,
+)
 from automl.evaluation.curves import curve_bands
 from automl.evaluation.intervals import (
     RESAMPLES,
@@ -35,6 +41,8 @@ MOST_VALUES, MOST_ATTRIBUTES = 8, 12
 CONFIDENCES = (0.0, 0.5, 0.7, 0.9, 0.95, 0.99, 1.0)
 
 Metrics = dict[str, Interval]
+# Names (n,), given labels int (n,), and probabilities (n, k) of images.
+Answers = tuple[Sequence[str], np.ndarray, np.ndarray]
 
 
 def evaluate_model(
@@ -55,6 +63,7 @@ def evaluate_model(
     attributes: dict[str, Sequence[str | None]] | None = None,
     baselines: dict[str, np.ndarray] | None = None,
     policies: Sequence[str] = POLICIES,
+    out_of_sample: Answers | None = None,
     test_evaluations: int = 1,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
@@ -77,6 +86,8 @@ def evaluate_model(
         without_twins: bool (n,), True for the images to keep when near-copies are left out.
         attributes: columns for subgroups, each (n,).
         baselines: probabilities (n, k) of other ways to predict, by name.
+        out_of_sample: images of the other parts with the answers of something that was not
+            trained on them, to look for wrong labels there, too.
         test_evaluations: how often this test set has been used, this time included.
     """
     binary = len(classes) == 2
@@ -145,7 +156,9 @@ def evaluate_model(
         "confidence": errors_by_confidence(y_test, predicted, p_test, groups_test, seed),
         "mistakes": make_cases(worst_mistakes(y_test, predicted, p_test), *named),
         "examples": {name: make_cases(rows, *named) for name, rows in examples.items()},
-        "label_suspects": suspect_cases(images_test, classes, y_test, p_test),
+        "label_suspects": suspect_cases(
+            classes, (images_test, y_test, p_test), *([out_of_sample] if out_of_sample else [])
+        ),
         "subgroups": subgroup_rows(
             attributes or {}, lambda keep: measure(keep, SUBGROUP_RESAMPLES)
         ),
@@ -307,12 +320,19 @@ def by_group(
     return labels, means
 
 
-def suspect_cases(
-    images: Sequence[str], classes: Sequence[str], y_true: np.ndarray, probabilities: np.ndarray
-) -> list[dict[str, Any]]:
-    """Images whose label may be wrong; ``predicted`` is what the model takes them for."""
-    rows = label_suspects(y_true, probabilities)
-    return make_cases(rows, images, classes, y_true, probabilities.argmax(axis=1), probabilities)
+def suspect_cases(classes: Sequence[str], *sources: Answers) -> list[dict[str, Any]]:
+    """Images whose label may be wrong, the most suspect of all ``sources`` first.
+
+    Each source has its own idea of how sure is sure. ``predicted`` is what it takes them for.
+    """
+    found = []
+    for images, y_true, probabilities in sources:
+        rows, margins = label_suspects(y_true, probabilities)
+        guesses = probabilities.argmax(axis=1)
+        cases = make_cases(rows, images, classes, y_true, guesses, probabilities)
+        found += zip(margins, cases, strict=True)
+    found.sort(key=lambda pair: -pair[0])
+    return [case for _, case in found[:MAX_SUSPECTS]]
 
 
 def subgroup_rows(
