@@ -303,7 +303,8 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
     pool = WorkerPool(config.workers, Path(os.devnull))
     try:
         filling = sum(
-            pool.submit(stages.measure_filling, spec, width).result() for width in config.width
+            stages.insist(pool.submit, stages.measure_filling, spec, width)
+            for width in config.width
         )
         left = left and max(1.0, left - filling)
         plan = stages.make_plan(config, spec, Path(config.out), pool, [], left, filling, console)

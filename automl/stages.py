@@ -9,6 +9,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from automl.config import SearchConfig
 from automl.console import Console
 from automl.data.pictures import write_picture
 from automl.data.split import rows_without_twins
+from automl.errors import SearchError
 from automl.evaluation.baselines import all_baselines, predict_out_of_fold
 from automl.evaluation.calibration import (
     apply_calibration,
@@ -58,10 +60,10 @@ from automl.search.plan import (
     measure_speeds,
 )
 from automl.search.space import describe_space
-from automl.search.study import StudyPlan, run_study
+from automl.search.study import CRASH_RETRIES, StudyPlan, run_study
 from automl.search.summary import summarise_study
 from automl.search.trial import StudySpec, Trainer, prepare_trainer
-from automl.search.worker import WorkerPool
+from automl.search.worker import WorkerError, WorkerPool
 from automl.serving.export import export_saved_model, measure_folder
 from automl.serving.guards import add_guards, fit_guards
 from automl.serving.parity import check_parity
@@ -130,13 +132,13 @@ def make_plan(
     networks, speeds = {}, {}
     for done, width in enumerate(config.width):
         console.progress("measuring this machine", done, len(config.width))
-        networks[width] = pool.submit(describe_network, spec, width).result()
+        networks[width] = insist(pool.submit, describe_network, spec, width)
         store = spec.cache_folder and spec.cache_folder.parent / "speeds.json"
         facts = [platform.node(), workers, pool.threads, width, spec.pixels.shape[1]]
         key = "/".join(map(str, [*facts, spec.n_classes, config.batch_size]))
         recalled = read_speeds(store, key, networks[width]) if seconds_left is None else None
         speeds[width] = recalled or mean_speeds(
-            pool.everywhere(measure_speeds, spec, width, config.batch_size)
+            insist(pool.everywhere, measure_speeds, spec, width, config.batch_size)
         )
         if store is not None and recalled is None:
             write_speeds(store, key, speeds[width])
@@ -169,6 +171,25 @@ def make_plan(
         "training_images": balanced_size(spec),
     }
     return SearchPlan(study, networks, speeds, seconds, description)
+
+
+def insist(ask: Callable[..., Any], *question: Any) -> Any:
+    """``ask(*question)``, again if the worker was killed meanwhile: rarely the question's fault.
+
+    Raises:
+        SearchError: it was killed every time.
+    """
+    for attempt in range(CRASH_RETRIES + 1):
+        try:
+            answer = ask(*question)
+            return answer.result() if isinstance(answer, Future) else answer
+        except WorkerError as error:
+            if error.reason == "cancelled" or attempt == CRASH_RETRIES:
+                raise SearchError(
+                    f"The search cannot begin: {error.message} worker.log in the run's folder "
+                    "may say more. If memory is short, use fewer --workers."
+                ) from error
+    raise AssertionError
 
 
 def read_speeds(path: Path | None, key: str, network: Network) -> Speeds | None:
@@ -233,7 +254,7 @@ def search_models(
     """
     spec = make_spec(config, scan, split, cache)
     started = time.monotonic()
-    caches = [pool.submit(prepare_trainer, spec, width).result() for width in config.width]
+    caches = [insist(pool.submit, prepare_trainer, spec, width) for width in config.width]
     filled = time.monotonic() - started
     left = None if deadline is None else deadline - time.monotonic()
     plan = make_plan(config, spec, folder, pool, journal.events, left, filled, console)

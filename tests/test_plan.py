@@ -6,6 +6,7 @@ import pytest
 from test_study import make_study
 
 from automl import stages
+from automl.errors import SearchError
 from automl.search.engine import each
 from automl.search.plan import (
     TRIAL_SECONDS,
@@ -16,7 +17,7 @@ from automl.search.plan import (
     hang_seconds,
     mean_speeds,
 )
-from automl.search.worker import MAX_WORKERS, count_workers
+from automl.search.worker import MAX_WORKERS, WorkerError, count_workers
 
 SPEEDS = {1.0: Speeds({0: 0.0, 2: 0.1, 4: 1.0}, {0: 0.0, 2: 0.0, 4: 0.0})}
 SHALLOW = {"width": 1.0, "fine_tune_depth": 2}
@@ -91,3 +92,19 @@ def test_workers_by_default_fit_the_machine(monkeypatch):
     assert 1 <= count_workers() <= MAX_WORKERS
     monkeypatch.setattr("automl.search.worker.os", SimpleNamespace(cpu_count=lambda: 1))
     assert count_workers() == 1
+
+
+def test_a_worker_that_dies_while_it_prepares_is_asked_again():
+    tries = []
+
+    def ask(times):
+        tries.append(1)
+        if len(tries) <= times:
+            raise WorkerError("crash", "The worker process ended with signal SIGKILL.")
+        return "ready"
+
+    assert stages.insist(ask, 2) == "ready"
+    tries.clear()
+    with pytest.raises(SearchError, match="SIGKILL"):
+        stages.insist(ask, 9)
+    assert len(tries) == 3
