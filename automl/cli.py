@@ -235,7 +235,7 @@ def compare(console: Console, runs: tuple[str, ...]) -> None:
 def sync(console: Console, run: str, **options: Any) -> int:
     """Send to MLflow what RUN's journal has and the server lacks."""
     folder = find_run(run)
-    from automl.tracking.mlflow_sink import describe, sync_run
+    from automl.tracking.mlflow_sync import describe, sync_run
 
     result = sync_run(folder, progress=console.progress, **options)
     if console.json:

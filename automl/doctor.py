@@ -11,10 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from automl.errors import UsageError
+from automl.tracking.lookout import check_uri, probe
+from automl.tracking.replay import redact
 
 Check = dict[str, str]
 
@@ -153,17 +156,18 @@ def check_folder(name: str, folder: Path) -> Check:
 
 
 def check_mlflow(out: Path, uri: str | None) -> Check:
-    """An HTTP server must answer within 3 s; a store in a file only needs its folder."""
+    """A server must answer within 3 s; a store in a file only needs its folder."""
     if uri is None:
         return row("MLflow", "ok", f"sqlite under {out}, no server needed")
-    if not uri.startswith(("http://", "https://")):
-        return row("MLflow", "ok", f"{uri.partition(':')[0]} store, not tried")
     try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=3) as answer:
-            return row("MLflow", "ok", f"the server answers {answer.status}")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return row("MLflow", "missing", f"the server does not answer within 3 s: {reason}")
+        problem = probe(check_uri(uri), timeout=3.0)
+    except UsageError as error:
+        return row("MLflow", "missing", str(error))
+    if problem:
+        return row("MLflow", "missing", f"{redact(uri)}: {problem}")
+    if uri.startswith(("http://", "https://")):
+        return row("MLflow", "ok", f"the server at {redact(uri)} answers")
+    return row("MLflow", "ok", f"{uri.partition(':')[0]} store, not opened")
 
 
 def check_optional(module: str, distribution: str, purpose: str) -> Check:

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -36,7 +37,8 @@ from automl.records import Audit, Dataset, Run, Scan, Twins
 from automl.reporting import study_file
 from automl.search.worker import WorkerPool
 from automl.tracking.journal import FILE_NAME, Journal
-from automl.tracking.mlflow_sink import MlflowSink, describe, read_link
+from automl.tracking.mlflow_sink import MlflowSink
+from automl.tracking.mlflow_sync import choose_uri, describe, read_link
 from automl.tracking.replay import redact
 
 # Longest side in pixels of a picture on the audit's page.
@@ -77,12 +79,14 @@ def run_search(
         # Before anything is searched: a mistake in it should not show after hours.
         study_file.read_study(Path(config.study), dataset.classes)
         answers = Path(config.study).read_text(encoding="utf-8")
+    uri = choose_uri(config.tracking_uri, Path(config.out)) if config.tracking else None
     folder = open_folder(config, dataset.name, resume=resume, overwrite=overwrite)
-    with Journal(folder / FILE_NAME) as journal:
+    sink = uri and MlflowSink(folder, uri, config.experiment, config.register, config.promote)
+    with Journal(folder / FILE_NAME) as journal, sink or nullcontext():
         try:
             if answers is not None:
                 write_text(folder / study_file.FILE_NAME, answers)
-            return search_into(folder, config, dataset, journal, began, command, console)
+            return search_into(folder, config, dataset, journal, sink, began, command, console)
         except KeyboardInterrupt:
             close_session(journal, "interrupted")
             done = sum(event["event"] == "trial_ended" for event in journal.events)
@@ -100,17 +104,20 @@ def search_into(
     config: SearchConfig,
     dataset: Dataset,
     journal: Journal,
+    sink: MlflowSink | None,
     began: float,
     command: str | None,
     console: Console,
 ) -> Run:
     if (folder / "report.json").exists():
         console.say(f"{folder} is complete; nothing to resume.")
+        # It may have been killed after its last file and before its last word.
+        if close_session(journal, "done") and sink:
+            sink.start()
+            console.say(describe(sink.stop(), folder))
         return load_run(folder)
-    settings = {
-        **config.to_json(),
-        "tracking_uri": config.tracking_uri and redact(config.tracking_uri),
-    }
+    address = sink.address if sink else config.tracking_uri and redact(config.tracking_uri)
+    settings = {**config.to_json(), "tracking_uri": address}
     write_config(folder / "config.yaml", settings)
     cache = cache_folder(config)
 
@@ -155,9 +162,6 @@ def search_into(
             },
             "versions": versions(),
         }
-        sink = MlflowSink(
-            folder, config.tracking_uri, config.experiment, config.register, config.promote
-        )
         deadline = None
         if config.budget is not None:
             reserve = max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
@@ -165,7 +169,7 @@ def search_into(
         study, plan, detail = stages.search_models(
             config, scan, split, folder, journal, pool,
             cache=cache, deadline=deadline, begin=begin, console=console,
-            on_start=sink.start if config.tracking else lambda: None,
+            on_start=sink.start if sink else lambda: None,
         )  # fmt: skip
     finally:
         pool.shutdown()
@@ -200,7 +204,7 @@ def search_into(
 
     started = next(event for event in journal.events if event["event"] == "search_started")
     report = {
-        "run": describe_run(started, config, journal, folder, scan),
+        "run": describe_run(started, config, journal, sink, scan),
         "dataset": {**audit.summary["dataset"], "digest": scan.digest},
         "audit": {
             "findings": [asdict(finding) for finding in audit.findings],
@@ -228,7 +232,7 @@ def search_into(
     report["cost"]["stages"] = spent_by_stage(console.seconds, report["search"]["stages"])
     run = write_report(folder, report)
     close_session(journal, "budget" if study.detail["stopped_by_budget"] else "done")
-    if config.tracking:
+    if sink:
         console.say(describe(sink.stop(), folder))
     return run
 
@@ -384,10 +388,14 @@ def plain(value: Any) -> Any:
 
 
 def describe_run(
-    started: dict[str, Any], config: SearchConfig, journal: Journal, folder: Path, scan: Scan
+    started: dict[str, Any],
+    config: SearchConfig,
+    journal: Journal,
+    sink: MlflowSink | None,
+    scan: Scan,
 ) -> dict[str, Any]:
     """The report's "run" part."""
-    link = read_link(folder) if config.tracking else None
+    link = sink and read_link(sink.folder)
     sessions = sum(event["event"] == "session_started" for event in journal.events)
     weights = config.weights_used
     return {
@@ -397,11 +405,11 @@ def describe_run(
         "synthetic": scan.dataset.synthetic,
         "weights": weights if weights in ("imagenet", "none") else Path(weights).name,
         "resumed": sessions - 1,
-        "mlflow": link
+        "mlflow": sink
         and {
-            "tracking_uri": link.tracking_uri,
-            "experiment": link.experiment,
-            "run_id": link.run_id,
+            "tracking_uri": redact(sink.uri),
+            "experiment": config.experiment,
+            "run_id": link.run_id if link else None,
         },
         "research_use": True,
     }
@@ -419,15 +427,20 @@ def say_findings(audit: Audit, console: Console) -> None:
             console.say(f"{finding.severity}: {finding.title}")
 
 
-def close_session(journal: Journal, reason: str) -> None:
-    """Write how this session ended, if it began; a full disk must not hide the first error."""
-    kinds = [event["event"] for event in journal.events]
-    if kinds.count("session_started") > kinds.count("session_ended"):
-        try:
-            journal.append("session_ended", reason=reason)
-        except Exception:
-            if reason != "failed":
-                raise
+def close_session(journal: Journal, reason: str) -> bool:
+    """Write how the last session ended, if it is open; a full disk must not hide the first error.
+
+    Returns whether it was open.
+    """
+    kinds = [e["event"] for e in journal.events if e["event"].startswith("session_")]
+    if kinds[-1:] != ["session_started"]:
+        return False
+    try:
+        journal.append("session_ended", reason=reason)
+    except Exception:
+        if reason != "failed":
+            raise
+    return True
 
 
 def resume_command(command: str | None, folder: Path) -> str:

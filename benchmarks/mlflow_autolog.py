@@ -33,7 +33,7 @@ import mlflow  # noqa: E402
 import numpy as np  # noqa: E402
 
 from automl.tracking.journal import FILE_NAME, Journal  # noqa: E402
-from automl.tracking.mlflow_sink import default_uri, sync_run  # noqa: E402
+from automl.tracking.mlflow_sync import default_uri, sync_run  # noqa: E402
 
 TRIALS = 20
 

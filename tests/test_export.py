@@ -75,6 +75,20 @@ def test_bytes_of_files_are_decoded_as_the_search_decodes(model, served, kind, m
     np.testing.assert_allclose(answer["probabilities"].numpy(), predict(model, pixels), atol=1e-5)
 
 
+def test_tensorflow_serving_can_be_sent_files_in_base64(run):
+    """As its json_tensor.cc reads requests: an instance {"b64": ...} is a value, which goes to the
+    only input if that is a string; every output has a row for each instance; a string output
+    comes back as text unless its name ends in _bytes. TensorFlow Serving itself is not run."""
+    saved = SavedModel.FromString((run / "model" / "saved_model.pb").read_bytes())
+    signature = saved.meta_graphs[0].signature_def["encoded"]
+    assert signature.method_name == "tensorflow/serving/predict"
+    (given,) = signature.inputs.values()
+    assert given.dtype == tf.string.as_datatype_enum
+    assert [dimension.size for dimension in given.tensor_shape.dim] == [-1]
+    assert set(signature.outputs) == {"probabilities", "class_index", "label"}
+    assert {output.tensor_shape.dim[0].size for output in signature.outputs.values()} == {-1}
+
+
 def test_embed_gives_the_layer_named_features(model, served):
     pixels = draw_images(3, 96)
     layer = keras.Model(model.inputs[0], model.get_layer("features").output)

@@ -1,10 +1,13 @@
 """The copy of a run in MLflow: complete, repeatable, and never ahead of the truth."""
 
+import contextlib
+import http.server
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,16 +23,11 @@ from tracking_run import (
 )
 
 from automl.errors import AutomlError, UsageError
-from automl.tracking import compare
-from automl.tracking.mlflow_sink import (
-    MlflowSink,
-    default_uri,
-    describe,
-    read_link,
-    redact,
-    sync_run,
-)
-from automl.tracking.replay import replay
+from automl.tracking import compare, mlflow_sink
+from automl.tracking.lookout import probe
+from automl.tracking.mlflow_sink import MlflowSink
+from automl.tracking.mlflow_sync import choose_uri, default_uri, describe, read_link, sync_run
+from automl.tracking.replay import redact, replay
 
 DEAD_PID = 2**22 + 1
 WRITING_CALLS = (
@@ -46,6 +44,7 @@ WRITING_CALLS = (
     "create_registered_model",
     "create_model_version",
     "set_registered_model_alias",
+    "delete_registered_model",
 )
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -94,7 +93,8 @@ def client_of(folder: Path):
 def test_a_search_is_a_parent_and_one_child_for_each_configuration(sent):
     _, result, content = sent
     assert result.created == 18 and not result.error
-    assert sorted(content) == sorted(["models", "search", *(str(n) for n in range(17))])
+    numbers = [str(n) for n in range(17)]
+    assert sorted(content) == sorted(["models", "versions", "search", *numbers])
     parent = content["search"]
     assert parent["name"] == "heads" and parent["status"] == "FINISHED"
     assert parent["params"]["preset"] == "fast" and parent["params"]["plan_trials"] == "22"
@@ -102,7 +102,7 @@ def test_a_search_is_a_parent_and_one_child_for_each_configuration(sent):
     assert "9 × 1 → 3 × 3 → 1 × 9" in parent["tags"]["mlflow.note.content"]
     assert ("test/roc_auc_low", 1, 0.88) in [(k, s, v) for k, s, _, v in parent["points"]]
     assert parent["tags"]["automl.progress"] == "22 of 22 trials"
-    assert {"report.html", "audit.json", "predictions.csv"} <= set(parent["files"])
+    assert {"report.html", "audit.json", "predictions.csv"} <= set(dict(parent["files"]))
     children = [content[str(n)] for n in range(17)]
     assert {child["tags"]["mlflow.parentRunId"] for child in children} == {"search"}
     assert children[7]["name"].startswith("07 depth=2 head=128 lr=")
@@ -169,9 +169,9 @@ def test_a_copy_made_step_by_step_equals_one_made_at_the_end(sent, tmp_path, emp
     other = tmp_path / "other" / "heads"
     other.parent.mkdir()
     shutil.copy(empty_store, other.parent / "mlflow.db")
-    for start in range(0, len(events), 9):
-        write_events(other, events[start : start + 9])
-        if start + 9 >= len(events):
+    for start in range(0, len(events), 17):
+        write_events(other, events[start : start + 17])
+        if start + 17 >= len(events):
             write_files(other)
         sync_run(other)
     assert read(other) == sent[2]
@@ -209,7 +209,7 @@ def test_a_killed_search_is_not_running_and_goes_on_when_reopened(tmp_path, empt
     assert content["search"]["status"] == content["5"]["status"] == "FINISHED"
     assert content["search"]["tags"]["automl.sessions"] == "2"
     assert content["search"]["end"] == round(later[-1]["time"] * 1000)
-    assert len(content) == 19
+    assert len(content) == 20
 
 
 def test_a_session_of_another_host_does_not_stay_running():
@@ -251,12 +251,10 @@ def test_tags_that_no_longer_hold_are_taken_away(tmp_path, empty_store):
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["request", "answer"])
 def test_a_copy_that_breaks_at_any_call_is_finished_by_the_next(
-    folder, tmp_path, empty_store, monkeypatch, lost
+    tmp_path, empty_store, monkeypatch, lost
 ):
     import mlflow
 
-    write_placeholder_model(folder)
-    sync_run(folder, register="tumours")
     calls = {"count": 0, "break": -1}
 
     def break_once(inner):
@@ -274,21 +272,32 @@ def test_a_copy_that_breaks_at_any_call_is_finished_by_the_next(
     for name in WRITING_CALLS:
         inner = getattr(mlflow.MlflowClient, name)
         monkeypatch.setattr(mlflow.MlflowClient, name, break_once(inner))
-    number = 0
-    places = [1, 3, 30, *range(58, 75, 3)]
-    for number, place in enumerate(places):
-        other = tmp_path / f"other{number}" / "heads"
-        shutil.copytree(folder, other, ignore=shutil.ignore_patterns("mlflow.json"))
-        shutil.copy(empty_store, other.parent / "mlflow.db")
+
+    def make(name):
+        folder = tmp_path / name / "heads"
+        # Two configurations will do: every kind of call is made for them.
+        story = [e for e in make_events() if e.get("trial") in (None, "0000-0", FAILED)]
+        write_events(folder, story)
+        write_files(folder)
+        write_placeholder_model(folder)
+        shutil.copy(empty_store, folder.parent / "mlflow.db")
+        return folder
+
+    whole = make("whole")
+    sync_run(whole, register="tumours")
+    expected, total = read(whole), calls["count"]
+    assert total > 25
+    for place in range(1 + (lost == "answer"), total + 1, 2):
+        other = make(f"other{place}")
         calls.update({"count": 0, "break": place})
-        if number % 2:
-            with pytest.raises(AutomlError, match="cannot be reached"):
-                sync_run(other, register="tumours", patience=0)
+        with pytest.raises(AutomlError, match="does not have the whole run"):
+            sync_run(other, register="tumours", patience=0)
         sync_run(other, register="tumours")
-        assert calls["count"] >= place, "the copy has fewer calls than this test breaks"
-        assert read(other) == read(folder)
+        assert read(other) == expected, f"broken at call {place}"
         versions = client_of(other).search_model_versions("name = 'tumours'")
-        assert len(versions) == 1 and aliases(other) == {"challenger": "1"}
+        assert len(versions) == 1 and aliases(default_uri(other.parent)) == {"challenger": "1"}
+        names = [model.name for model in client_of(other).search_registered_models()]
+        assert names == ["tumours"]
 
 
 def test_an_older_copy_of_the_journal_does_not_overwrite_a_newer_one(folder):
@@ -327,7 +336,8 @@ def make_rival(folder: Path, letter: str, skill: float, **files) -> Path:
     """Another search of the same data in the same store; later letters are newer."""
     other = folder.parent / f"rival-{letter}"
     created = f"2026-09-2{ord(letter) - ord('a') + 1}T10:00:00"
-    events = make_events(run_id=letter * 32)
+    # Its trials do not matter here, and take time.
+    events = [e for e in make_events(run_id=letter * 32) if not e["event"].startswith("trial")]
     events[0]["created"] = created
     write_events(other, events)
     write_files(other, skill=skill, **files)
@@ -336,32 +346,41 @@ def make_rival(folder: Path, letter: str, skill: float, **files) -> Path:
     return other
 
 
-def aliases(folder: Path) -> dict:
-    model = client_of(folder).get_registered_model("tumours")
-    return {name: str(version) for name, version in model.aliases.items()}
+def aliases(uri: str, name: str = "tumours") -> dict:
+    import mlflow
+
+    model = mlflow.MlflowClient(uri).get_registered_model(name)
+    return {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def test_only_a_proven_better_model_becomes_champion(folder):
+def check_promotions(folder: Path, uri: str, name: str) -> None:
+    """Seven searches of one model's name, one after the other."""
+
     def send(letter, skill, **files):
         other = make_rival(folder, letter, skill, **files)
-        return sync_run(other, register="tumours", promote=True)
+        note = sync_run(other, uri, register=name, promote=True).notes[0]
+        return note, aliases(uri, name)
 
-    assert "the first" in send("b", 1.0).notes[0]
-    assert aliases(folder) == {"challenger": "1", "champion": "1"}
-    assert "not proved better" in send("c", 1.0).notes[0]
-    assert aliases(folder) == {"challenger": "2", "champion": "1"}
-    assert "another test set" in send("d", 4.0, split="t" * 64).notes[0]
-    assert aliases(folder) == {"challenger": "3", "champion": "1"}
-    assert "new champion" in send("e", 4.0).notes[0]
-    assert aliases(folder) == {"challenger": "4", "champion": "4"}
-    older = send("a", 9.0)
-    assert "older search" in older.notes[0]
-    assert aliases(folder) == {"challenger": "4", "champion": "4"}
+    note, now = send("b", 1.0)
+    assert "the first" in note and now == {"challenger": "1", "champion": "1"}
+    note, now = send("c", 1.0)
+    assert "not proved better" in note and now == {"challenger": "2", "champion": "1"}, "equal"
+    note, now = send("d", 4.0, split="t" * 64)
+    assert "another test set" in note and now == {"challenger": "3", "champion": "1"}
+    note, now = send("e", 4.0)
+    assert "new champion" in note and now == {"challenger": "4", "champion": "4"}
+    note, now = send("f", 0.5)
+    assert "not proved better" in note and now == {"challenger": "5", "champion": "4"}, "worse"
+    note, now = send("a", 9.0)
+    assert "older search" in note and now == {"challenger": "5", "champion": "4"}
+    again = sync_run(folder.parent / "rival-e", uri, register=name, promote=True)
+    assert "champion already" in again.notes[0] and again.version == "4"
+    assert aliases(uri, name) == {"challenger": "5", "champion": "4"}
 
 
 def test_without_promote_the_champion_is_left_alone(folder):
     result = sync_run(make_rival(folder, "b", 1.0), register="tumours")
-    assert result.notes == () and aliases(folder) == {"challenger": "1"}
+    assert result.notes == () and aliases(default_uri(folder.parent)) == {"challenger": "1"}
     tags = client_of(folder).get_model_version("tumours", "1").tags
     assert tags["test.roc_auc"] == "0.9300 [0.8800, 0.9700]" and tags["automl.split"] == "s" * 64
 
@@ -434,6 +453,92 @@ def test_stores_that_cannot_be_used_are_named(folder):
     client.delete_experiment(client.get_experiment_by_name("automl").experiment_id)
     with pytest.raises(UsageError, match="was deleted"):
         sync_run(folder)
+
+
+PAGE = "<html><body>Sign in, s3cr3t</body></html>"
+
+
+@contextlib.contextmanager
+def stranger(status: int, body: str, health: int = 200):
+    """A web server that gives one answer to every call; yields its URI, with a password."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(health if self.path.endswith("/health") else status)
+            self.send_header("Location", "/login")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://ann:s3cr3t@127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ((401, PAGE), "refuses this user or password (401)"),
+        ((403, '{"error_code": "PERMISSION_DENIED", "message": "no"}'), "password (403)"),
+        ((404, PAGE), "since version 3 (404)"),
+        ((404, '{"error_code": "ENDPOINT_NOT_FOUND", "message": "no"}'), "since version 3 (404)"),
+        ((404, '{"detail": "Not Found"}'), "not an MLflow server"),
+        ((200, PAGE), "not an MLflow server"),
+        ((302, ""), "not an MLflow server"),
+        ((500, PAGE), "answers with the error 500"),
+        ((503, PAGE, 503), "answers with the error 503"),
+    ],
+)
+def test_what_is_no_mlflow_server_is_named_in_one_line(sent, answer, says):
+    with stranger(*answer) as uri, pytest.raises(AutomlError) as caught:
+        sync_run(sent[0], uri, patience=0)
+    text = str(caught.value)
+    assert says in text and "***@127.0.0.1" in text
+    assert "s3cr3t" not in text and "\n" not in text and len(text) < 400
+
+
+def test_a_server_is_asked_without_mlflow_and_never_for_long(tmp_path):
+    with stranger(401, PAGE) as uri:
+        assert probe(uri) == "", "a server that wants a password is there"
+    with stranger(200, PAGE, 502) as uri:
+        assert "error 502" in probe(uri)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert "refused" in probe(f"http://127.0.0.1:{port}")
+        assert "refused" in probe(f"postgresql+psycopg2://ann:pw@127.0.0.1:{port}/db")
+        taken.listen(0)
+        # The first waits in the queue for ever; it is full then, and drops the second, as a
+        # firewall does.
+        for _ in range(2):
+            assert "no answer" in probe(f"http://127.0.0.1:{port}", timeout=0.05)
+    assert probe(default_uri(tmp_path)) == ""
+
+
+def test_the_address_may_come_from_where_mlflow_looks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert choose_uri(None, tmp_path) == "http://127.0.0.1:5000"
+    monkeypatch.chdir(tmp_path)
+    assert choose_uri("sqlite:///x.db", tmp_path) == f"sqlite:///{tmp_path / 'x.db'}"
+    with pytest.raises(UsageError, match="percent-encoded") as caught:
+        choose_uri("http://ann:s3/cr3t@host:5000", tmp_path)
+    assert "s3/cr3t" not in str(caught.value)
+
+
+def test_the_sink_spends_a_hundredth_of_what_the_search_is_expected_to_take():
+    events = make_events()
+    assert events[0]["plan"]["seconds"] == 1000
+    assert mlflow_sink._expected_seconds(events[:1]) == 500, "plans are guesses"
+    assert mlflow_sink._expected_seconds([{**events[0], "plan": {}}]) == 0
+    later = {"event": "trial_ended", "elapsed": 600.0}
+    assert mlflow_sink._expected_seconds([events[0], later]) == 200
 
 
 def test_the_sink_loads_no_mlflow_into_the_search():

@@ -34,7 +34,8 @@ def make_events(
         }
         for bracket, rungs in RUNGS.items()
     ]
-    plan = {"brackets": brackets, "trials": 22, "configurations": 17, "epochs": 78}
+    plan = {"brackets": brackets, "trials": 22, "configurations": 17, "epochs": 78,
+            "seconds": 1000.0}  # fmt: skip
     clock = BEGAN
     events: list[dict[str, Any]] = []
 
@@ -226,6 +227,7 @@ def read_store(uri: str, search: str = "a" * 32, experiment: str = "automl") -> 
             for key in run.data.metrics
             for point in client.get_metric_history(run.info.run_id, key)
         )
+        files = client.list_artifacts(run.info.run_id)
         content[names[run.info.run_id]] = {
             "name": run.info.run_name,
             "status": run.info.status,
@@ -235,12 +237,32 @@ def read_store(uri: str, search: str = "a" * 32, experiment: str = "automl") -> 
             "tags": tags,
             "points": points,
             "data": [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs],
-            "files": sorted(item.path for item in client.list_artifacts(run.info.run_id)),
+            "files": sorted((item.path, item.file_size) for item in files),
         }
-    models = client.search_logged_models([experiment_id])
-    content["models"] = sorted(
-        (model.name, model.status.name, model.tags["automl.model"], names[model.source_run_id])
-        for model in models
+    models = [
+        model
+        for model in client.search_logged_models([experiment_id])
         if model.source_run_id in names
+    ]
+    content["models"] = sorted(
+        (
+            model.name,
+            model.status.name,
+            model.tags["automl.model"],
+            names[model.source_run_id],
+            sorted(item.path for item in client.list_logged_model_artifacts(model.model_id)),
+        )
+        for model in models
     )
+    content["versions"] = [
+        {
+            "version": str(version.version),
+            "status": version.status,
+            "description": version.description,
+            "tags": {k: v for k, v in version.tags.items() if k != "automl.model_id"},
+            "aliases": sorted(client.get_model_version(version.name, version.version).aliases),
+        }
+        for model in models
+        for version in client.search_model_versions(f"run_id = '{model.source_run_id}'")
+    ]
     return content

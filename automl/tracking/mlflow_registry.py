@@ -4,12 +4,14 @@ A model is logged once, whatever happens on the way: it stays PENDING until all 
 are there, and the next copy throws a pending one away and logs it again.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ EXAMPLE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 )
 Difference = Callable[[Path, Path, Path], Mapping[str, float]]
+# Seconds after which a decision that another copy began, and never ended, is given up.
+DECISION_SECONDS = 30.0
 
 
 def log_artifacts(mirror: Mirror, folder: Path) -> list[str]:
@@ -167,10 +171,17 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def register_model(mirror: Mirror, folder: Path, model_id: str, name: str) -> tuple[str, bool]:
-    """Make one version of ``name`` for the model, and name it challenger if it is the newest.
+def register_model(
+    mirror: Mirror,
+    folder: Path,
+    model_id: str,
+    name: str,
+    promote: bool,
+    difference: Difference | None,
+) -> tuple[str, str]:
+    """Make one version of ``name`` for the model, and give it the aliases that it has earned.
 
-    Returns the version and whether it is new.
+    Returns the version, and what was decided about the champion ("" without ``promote``).
     """
     client, run = mirror.client, mirror.parent
     tags = version_tags(mirror, folder, model_id)
@@ -183,7 +194,6 @@ def register_model(mirror: Mirror, folder: Path, model_id: str, name: str) -> tu
             raise
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((v for v in versions if v.tags.get("automl.model_id") == model_id), None)
-    new = version is None
     if version is None:
         version = client.create_model_version(
             name,
@@ -193,11 +203,66 @@ def register_model(mirror: Mirror, folder: Path, model_id: str, name: str) -> tu
             description=_describe(mirror, tags),
             model_id=model_id,
         )
-    holder = _alias(client, name, "challenger")
-    newest = holder is None or holder.tags.get("automl.created", "") <= tags["automl.created"]
-    if newest and (holder is None or str(holder.version) != str(version.version)):
-        client.set_registered_model_alias(name, "challenger", version.version)
-    return str(version.version), new
+    number = str(version.version)
+    if not promote and _names_newer(_alias(client, name, "challenger"), number, tags):
+        _withdraw(client, f"{name}.deciding", mirror.search)
+        return number, ""
+    with _one_decision_at_a_time(client, name, mirror.search):
+        if not _names_newer(_alias(client, name, "challenger"), number, tags):
+            client.set_registered_model_alias(name, "challenger", number)
+        if not promote:
+            return number, ""
+        return number, promote_model(mirror, folder, name, number, difference)
+
+
+def _names_newer(holder: Any | None, number: str, tags: Mapping[str, str]) -> bool:
+    """Whether an alias is held by version ``number`` itself, or by one of a newer search."""
+    return holder is not None and (
+        str(holder.version) == number
+        or holder.tags.get("automl.created", "") > tags["automl.created"]
+    )
+
+
+@contextlib.contextmanager
+def _one_decision_at_a_time(client: mlflow.MlflowClient, name: str, search: str) -> Iterator[None]:
+    """Two searches that end together would both be compared with the same champion.
+
+    An alias cannot be set on a condition. The one thing that MLflow does once only, whoever
+    asks, is to make a name: so a registered model beside ``name`` stands for the decision,
+    and is deleted after it. One that was left behind is taken over by the next copy of the
+    same search, and by others after DECISION_SECONDS.
+    """
+    lock = f"{name}.deciding"
+    deadline = time.monotonic() + DECISION_SECONDS
+    note = f"A search is deciding about the aliases of {name}. If it stays here, delete it."
+    while True:
+        try:
+            client.create_registered_model(lock, {"automl.run_id": search}, note)
+            break
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        with contextlib.suppress(MlflowException):  # it was deleted just now
+            held = client.get_registered_model(lock)
+            if held.tags.get("automl.run_id") == search:
+                break
+            if time.monotonic() > deadline:
+                client.delete_registered_model(lock)
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        _withdraw(client, lock, search)
+
+
+def _withdraw(client: mlflow.MlflowClient, lock: str, search: str) -> None:
+    """Delete the name that stands for a decision of this search, now or of a copy that broke."""
+    try:
+        if client.get_registered_model(lock).tags.get("automl.run_id") == search:
+            client.delete_registered_model(lock)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def version_tags(mirror: Mirror, folder: Path, model_id: str) -> dict[str, str]:

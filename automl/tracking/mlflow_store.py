@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from automl.errors import UsageError
-from automl.tracking.replay import FAILURE_NOTE, PARENT, TrackedRun, shorten
+from automl.tracking.replay import FAILURE_NOTE, PARENT, TrackedRun, redact, shorten
 
 # MLflow takes 100 params and 100 tags in a batch, and 1,000 things in all.
 BATCH_METRICS, BATCH_OTHERS = 800, 100
@@ -77,12 +78,6 @@ def mlflow_environment(uri: str, timeout: int) -> Iterator[str]:
 
 def open_store(uri: str) -> mlflow.MlflowClient:
     """A client of the store at ``uri``; a local database is made by one process at a time."""
-    scheme = urlsplit(uri).scheme
-    if scheme in ("", "file"):
-        raise UsageError(
-            f"--tracking-uri {uri} is a folder, which MLflow no longer writes to. Use a server "
-            "(http://127.0.0.1:5000) or a database (sqlite:////absolute/path/mlflow.db)."
-        )
     if not uri.startswith("sqlite:///"):
         return mlflow.MlflowClient(uri)
     path = Path(uri.removeprefix("sqlite:///"))
@@ -110,7 +105,7 @@ def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             experiment = client.get_experiment_by_name(name)
-    if experiment.lifecycle_stage != "active":
+    if experiment.lifecycle_stage == "deleted":
         raise UsageError(
             f"The MLflow experiment {name!r} was deleted. Restore it in MLflow, or choose another "
             "--experiment."
@@ -288,5 +283,34 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same call may succeed later: a network, a server or a lock, not a refusal."""
     if isinstance(error, MlflowException):
         code = error.get_http_status_code()
-        return not 400 <= code < 500 or code in (408, 429)
+        return (not 400 <= code < 500 or code in (408, 429)) and not _is_foreign(error)
     return isinstance(error, (OSError, SQLAlchemyError))
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether the answer was a page, a redirection, or JSON that no MLflow server sends."""
+    text = str(error)
+    return any(
+        sign in text for sign in ("not in a valid JSON format", " redirects", "_ERROR: Response: {")
+    )
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for the user, without credentials and without what pages a server sent."""
+    text = str(error).strip()
+    if isinstance(error, MlflowException):
+        code = error.get_http_status_code()
+        if code in (401, 403):
+            return (
+                f"it refuses this user or password ({code}). Give the right ones in "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            )
+        if _is_foreign(error):
+            return "what answers there is not an MLflow server."
+        if code == 404 and text.startswith(("API request to endpoint", "ENDPOINT_NOT_FOUND")):
+            return "it lacks a call that MLflow servers have since version 3 (404)."
+        if failure := re.search(r"too many (\d+) error responses", text):
+            return f"it answers with the error {failure[1]}."
+    text = re.split(r"\n| with exception|\. Response body", text)[0]
+    text = redact(text)[:300] or type(error).__name__
+    return text + ("" if text.endswith(".") else ".")
