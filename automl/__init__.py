@@ -26,6 +26,7 @@ _HOMES = {
     "SearchConfig": "automl.config",
     "make_config": "automl.config",
     "AutomlError": "automl.errors",
+    "ClusterError": "automl.errors",
     "DataError": "automl.errors",
     "Interrupted": "automl.errors",
     "ModelError": "automl.errors",

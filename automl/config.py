@@ -117,6 +117,12 @@ class SearchConfig:
         low=1,
         high=256,
     )
+    threads: int | None = setting(
+        None, "processor threads of each worker; default its share of them", low=1, high=1024
+    )
+    scheduler: str | None = setting(
+        None, "Dask scheduler whose workers run the trials, or its file", metavar="ADDRESS|FILE"
+    )
     trial_timeout: float | None = setting(
         None,
         "a trial that takes longer has failed; default 20 times its estimate, at least 15m",
@@ -152,6 +158,11 @@ class SearchConfig:
             raise UsageError(
                 f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} "
                 "leave less than a tenth of the images for training. Make their sum at most 0.9."
+            )
+        if self.scheduler is not None and self.workers is not None:
+            raise UsageError(
+                f"--workers {self.workers} starts workers on this machine and --scheduler "
+                f"{self.scheduler} uses a cluster's: choose one."
             )
         if self.min_epochs > self.max_epochs:
             raise UsageError(

@@ -6,6 +6,7 @@
     ├── DataError           exit code 3   the data cannot support a fair evaluation
     ├── WeightsError        exit code 1   the backbone's weights cannot be had
     ├── SearchError         exit code 1   no trial could be completed
+    ├── ClusterError        exit code 1   no scheduler, or no worker that can run trials
     ├── StorageError        exit code 1   the disk is full, read-only or torn
     ├── ModelError          exit code 1   a model folder is foreign, altered or broken
     └── Interrupted         exit code 130 Ctrl-C; the run can be resumed
@@ -43,6 +44,10 @@ class WeightsError(AutomlError):
 
 class SearchError(AutomlError):
     """The search could not complete a single trial, or fails again and again."""
+
+
+class ClusterError(AutomlError):
+    """A Dask cluster cannot be reached, or has no worker that fits."""
 
 
 class StorageError(AutomlError):

@@ -127,12 +127,7 @@ def search_into(
     if config.compare_splits:
         other = divide_otherwise(scan.dataset, twins, split, config.seed)
     # The workers import the framework while the audit runs.
-    pool = WorkerPool(
-        config.workers,
-        folder / "worker.log",
-        lambda kind, *rest: console.progress(*rest),
-        config.trial_timeout,
-    )
+    pool = make_pool(config, scan, cache, folder / "config.yaml", folder / "worker.log", console)
     try:
         audit = audit_dataset(scan, twins, split, config)
         write_split(split, scan.dataset, folder / "split.csv")
@@ -245,6 +240,41 @@ def spent_by_stage(laps: dict[str, float], search: dict[str, float]) -> dict[str
     return spent
 
 
+def make_pool(
+    config: SearchConfig, scan: Scan, cache: Path, run: Path | None, log: Path, console: Console
+) -> Any:
+    """Who runs the trials: processes here, or the workers of a Dask cluster.
+
+    Args:
+        run: a file in the run's folder that exists, or None if nothing will be trained.
+        log: takes what worker processes on this machine print.
+
+    Raises:
+        UsageError: a cluster was asked for and Dask is not installed.
+        ClusterError: the cluster cannot be reached, or none of its workers fits.
+    """
+
+    def listen(kind: str, *rest: Any) -> None:
+        console.progress(*rest)
+
+    if config.scheduler is None:
+        return WorkerPool(config.workers, log, listen, config.trial_timeout, config.threads)
+    try:
+        from automl.search.cluster import ClusterPool
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--scheduler needs {error.name}: pip install 'automl[distributed]'."
+        ) from error
+    from automl.search.spec import PixelSource
+
+    assert scan.pixels is not None and scan.pixels_path is not None
+    pixels = PixelSource(scan.pixels_path, scan.pixels.shape, scan.digest)
+    return ClusterPool(
+        config.scheduler, pixels, cache, run,
+        say=console.warn, listener=listen, timeout=config.trial_timeout, threads=config.threads,
+    )  # fmt: skip
+
+
 def read_images(
     config: SearchConfig, dataset: Dataset, cache: Path, console: Console
 ) -> tuple[Scan, Twins]:
@@ -304,7 +334,7 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
     left = None
     if config.budget is not None:
         left = config.budget - max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
-    pool = WorkerPool(config.workers, Path(os.devnull))
+    pool = make_pool(config, scan, cache, None, Path(os.devnull), console)
     try:
         filling = sum(
             stages.insist(pool.submit, stages.measure_filling, spec, width)

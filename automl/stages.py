@@ -5,12 +5,11 @@ They import the framework, so ``pipeline`` imports them only when the data is go
 
 import json
 import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,12 @@ from automl.folder import (
     write_probabilities,
 )
 from automl.records import ModelInfo, Scan, Split, Study
-from automl.search.activations import PixelSource
 from automl.search.engine import tensorflow_engine
 from automl.search.hyperband import make_schedule
 from automl.search.model import cut_logits
 from automl.search.objective import probabilities_of
 from automl.search.plan import (
     BUDGET_SHARE,
-    Network,
-    Speeds,
     balanced_size,
     candidate_schedules,
     describe_network,
@@ -60,10 +56,11 @@ from automl.search.plan import (
     measure_speeds,
 )
 from automl.search.space import describe_space
+from automl.search.spec import Network, PixelSource, Speeds, StudySpec
 from automl.search.study import CRASH_RETRIES, StudyPlan, run_study
 from automl.search.summary import summarise_study
-from automl.search.trial import StudySpec, Trainer, prepare_trainer
-from automl.search.worker import WorkerError, WorkerPool
+from automl.search.trial import Trainer, prepare_trainer
+from automl.search.worker import WorkerError
 from automl.serving.export import export_saved_model, measure_folder
 from automl.serving.guards import add_guards, fit_guards
 from automl.serving.parity import check_parity
@@ -114,7 +111,7 @@ def make_plan(
     config: SearchConfig,
     spec: StudySpec,
     folder: Path,
-    pool: WorkerPool,
+    pool: Any,
     events: Sequence[dict[str, Any]],
     seconds_left: float | None,
     filling: float,
@@ -134,7 +131,7 @@ def make_plan(
         console.progress("measuring this machine", done, len(config.width))
         networks[width] = insist(pool.submit, describe_network, spec, width)
         store = spec.cache_folder and spec.cache_folder.parent / "speeds.json"
-        facts = [platform.node(), workers, pool.threads, width, spec.pixels.shape[1]]
+        facts = [pool.machine, workers, pool.threads, width, spec.pixels.shape[1]]
         key = "/".join(map(str, [*facts, spec.n_classes, config.batch_size]))
         recalled = read_speeds(store, key, networks[width]) if seconds_left is None else None
         speeds[width] = recalled or mean_speeds(
@@ -143,6 +140,11 @@ def make_plan(
         if store is not None and recalled is None:
             write_speeds(store, key, speeds[width])
     console.progress("measuring this machine", len(config.width), len(config.width))
+    spec = replace(spec, weights_digests={w: n.weights_digest for w, n in networks.items()})
+    if pool.remote:
+        # The best model is put together here, so other weights must be found out now.
+        for width in config.width:
+            Trainer(spec, width)
 
     def plan_of(schedule: list[list[tuple[int, int]]]) -> tuple[StudyPlan, float]:
         study = StudyPlan(spec, schedule, config.width, config.batch_size, folder)
@@ -234,7 +236,7 @@ def search_models(
     split: Split,
     folder: Path,
     journal: Journal,
-    pool: WorkerPool,
+    pool: Any,
     *,
     cache: Path,
     deadline: float | None,
@@ -286,7 +288,7 @@ def search_models(
         plan.study,
         pool,
         journal,
-        workers=pool.size,
+        workers=lambda: pool.size,
         deadline=deadline,
         speeds=plan.speeds,
         expected_seconds=plan.expected_seconds,

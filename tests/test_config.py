@@ -127,6 +127,8 @@ def test_a_number_that_may_be_absent_is_read_from_text_too():
 
 
 def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(UsageError, match=r"--workers 2 .* --scheduler tcp://a:1.* choose one"):
+        make_config({"workers": 2, "scheduler": "tcp://a:1"})
     with pytest.raises(UsageError, match="less than a tenth"):
         make_config({"val_fraction": 0.5, "test_fraction": 0.45})
     with pytest.raises(UsageError, match="--min-epochs 20 is more than --max-epochs 9"):

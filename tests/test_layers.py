@@ -48,6 +48,8 @@ HOMES = {
     # novelty.py only turns arrays grey.
     "PIL": ("data/", "serving/novelty.py"),
     "pydicom": ("data/dicom.py",),
+    "dask": ("search/cluster.py",),
+    "distributed": ("search/cluster.py",),
     "click": ("cli.py", "options.py"),
 }
 HEAVY = {"tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "sklearn", "pandas", "numpy"}

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from automl.errors import SearchError, StorageError
-from automl.search.activations import PixelSource
 from automl.search.hyperband import make_schedule
 from automl.search.plan import candidate_schedules, describe_schedule
 from automl.search.space import describe_space
+from automl.search.spec import PixelSource, StudySpec, TrialError, TrialResult
 from automl.search.study import StudyPlan, run_study
 from automl.search.summary import summarise_study
-from automl.search.trial import StudySpec, TrialError, TrialResult
 from automl.search.worker import WorkerError
 from automl.tracking.journal import Journal
 

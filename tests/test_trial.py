@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from automl.search.activations import Activations, PixelSource, evict
+from automl.search.activations import Activations, evict
 from automl.search.checkpoint import read_checkpoint
 from automl.search.engine import litert_engine, tensorflow_engine
 from automl.search.model import cut_layer, cut_prefix, cut_suffix
 from automl.search.plan import measure_speeds
+from automl.search.spec import PixelSource, StudySpec, TrialTask
 from automl.search.trial import (
-    StudySpec,
-    TrialTask,
     balance_rows,
     digest_checkpoint,
     get_trainer,

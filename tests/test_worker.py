@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from automl.search.trial import TrialError
+from automl.search.spec import TrialError
 from automl.search.worker import WorkerError, WorkerPool, notify
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +25,13 @@ import numpy as np
 from automl.errors import StorageError
 from automl.search.engine import choose_engine, each, engine_name
 from automl.search.model import cut_layer, cut_prefix
+from automl.search.spec import PixelSource
 from automl.search.views import make_view
 
 Progress = Callable[[str, int, int], None]
 # Part of every key: changes when the same inputs would give other numbers.
 FORMAT = 1
 BLOCK = 64
-
-
-@dataclass(frozen=True)
-class PixelSource:
-    """Where the images are, without holding them: uint8 (n, S, S, 3), by np.load or raw."""
-
-    path: Path
-    shape: tuple[int, ...]
-    digest: str
-
-    def open(self) -> np.ndarray:
-        return (
-            np.load(self.path, mmap_mode="r")
-            if self.path.suffix == ".npy"
-            else np.memmap(self.path, np.uint8, "r", shape=self.shape)
-        )
 
 
 class Activations:
@@ -103,15 +87,20 @@ class Activations:
                 for view in range(views)
             }
 
-    def fill(self, progress: Progress | None = None) -> None:
+    def fill(
+        self, progress: Progress | None = None, only: set[tuple[int, int]] | None = None
+    ) -> None:
         """Compute what is missing, or wait for the process that does, and open the files.
+
+        Args:
+            only: the (depth, view) pairs to fill; None for all.
 
         Raises:
             StorageError: the folder cannot be written, or the disk is full.
         """
         if self.folder is not None:
             self.progress = progress or self.progress
-            self._fill()
+            self._fill([key for key in self._keys if only is None or key in only])
 
     def is_filled(self) -> bool:
         """Whether nothing would have to be computed."""
@@ -151,18 +140,18 @@ class Activations:
         assert self.folder is not None
         return self.folder / f"{self._keys[depth, view]}.npy"
 
-    def _fill(self) -> None:
+    def _fill(self, keys: list[tuple[int, int]]) -> None:
         assert self.folder is not None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / "lock"):
-                missing = [key for key in self._keys if not self._path(*key).exists()]
-                self.hits, self.misses = len(self._keys) - len(missing), len(missing)
+                missing = [key for key in keys if not self._path(*key).exists()]
+                self.hits, self.misses = len(keys) - len(missing), len(missing)
                 if missing:
                     for torn in self.folder.glob("*.part"):
                         torn.unlink()
                     self._extract(missing)
-                for key in self._keys:
+                for key in keys:
                     path = self._path(*key)
                     os.utime(path)
                     self._files[key] = np.load(path, mmap_mode="r")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ def write_checkpoint(
     arrays = {f"last/{name}": array for name, array in last.items()}
     arrays |= {f"best/{name}": array for name, array in best.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    # Processes of several machines may share the folder.
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
     try:
         with open(part, "wb") as file:
             np.savez(file, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)

@@ -15,6 +15,7 @@ import random
 import threading
 from bisect import bisect, insort
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import keras_tuner
@@ -90,29 +91,31 @@ class Bracket:
         self.rungs = [Rung(size, epochs) for size, epochs in rungs]
         self.waiting: list[int] = []
         self.drawn: list[int] = []
+        # Of the values of those drawn, so that none is tried twice.
+        self.hashes: set[str] = set()
         self.exhausted = False
 
-    def can_start(self, index: int) -> int:
-        """How many trials may still be started in rung ``index``."""
-        rung = self.rungs[index]
-        wanted = rung.size + rung.failed - rung.started
-        if index == 0:
-            # Replacements are as many as the rung at the most, so that all failing ends too.
-            wanted = min(wanted, 2 * rung.size - rung.started)
-            return min(wanted, len(self.waiting)) if self.exhausted else wanted
-        below = self.rungs[index - 1]
-        supply = len(below.candidates) + below.running + self.can_start(index - 1)
-        return max(0, min(wanted, supply))
+    def startable(self) -> list[int]:
+        """For each rung, how many trials may still be started in it."""
+        first = self.rungs[0]
+        # Replacements are as many as the rung at the most, so that all failing ends too.
+        wanted = min(first.size + first.failed, 2 * first.size) - first.started
+        counts = [min(wanted, len(self.waiting)) if self.exhausted else wanted]
+        for below, rung in pairwise(self.rungs):
+            supply = len(below.candidates) + below.running + counts[-1]
+            counts.append(max(0, min(rung.size + rung.failed - rung.started, supply)))
+        return counts
 
     def next_promotion(self) -> tuple[int, int] | None:
         """(rung, configuration) that is certain to be promoted, highest rung first."""
+        startable = self.startable()
         for index in range(len(self.rungs) - 1, 0, -1):
             below, rung = self.rungs[index - 1], self.rungs[index]
             if not below.candidates:
                 continue
             best = below.candidates[0]
             # Whoever has not ended yet is taken to be better.
-            rank = bisect(below.promoted, best) + below.running + self.can_start(index - 1)
+            rank = bisect(below.promoted, best) + below.running + startable[index - 1]
             if rank < rung.size + rung.failed:
                 return index, best[1]
         return None
@@ -142,7 +145,7 @@ class Bracket:
             return []
         rung, above = self.rungs[index], self.rungs[index + 1]
         # A trial that runs above may fail, and the next best then takes its place.
-        places = self.can_start(index + 1) + above.running
+        places = self.startable()[index + 1] + above.running
         return [configuration for _, configuration in rung.candidates[:places]]
 
 
@@ -193,6 +196,7 @@ class HyperbandOracle(keras_tuner.Oracle):
         self._seen: set[str] = set()
         self._sampled = 0
         self._place: dict[str, tuple[int, int, int]] = {}
+        self._tuner: dict[str, str] = {}
         self._not_finite: set[str] = set()
         self._oracle_lock = threading.RLock()
         self.verbose = 0
@@ -211,8 +215,7 @@ class HyperbandOracle(keras_tuner.Oracle):
             if tuner_id in self.ongoing_trials:
                 return self.ongoing_trials[tuner_id]
             answer = self.populate_space("")
-            hyperparameters = self.hyperparameters.copy()
-            hyperparameters.values = answer["values"] or {}
+            hyperparameters = share_space(self.hyperparameters, answer["values"] or {})
             if answer["status"] != RUNNING:
                 return trial_module.Trial(hyperparameters, trial_id="", status=answer["status"])
             index, rung, configuration = answer["place"]
@@ -222,6 +225,7 @@ class HyperbandOracle(keras_tuner.Oracle):
             self._place[trial_id] = (index, rung, configuration)
             self.trials[trial_id] = trial
             self.ongoing_trials[tuner_id] = trial
+            self._tuner[trial_id] = tuner_id
             self.start_order.append(trial_id)
             self._save_trial(trial)
             self.save()
@@ -263,9 +267,7 @@ class HyperbandOracle(keras_tuner.Oracle):
             index, rung, configuration = self._place[known.trial_id]
             self.brackets[index].end(rung, configuration, key)
             self.end_order.append(known.trial_id)
-            for tuner_id, ongoing in list(self.ongoing_trials.items()):
-                if ongoing.trial_id == known.trial_id:
-                    del self.ongoing_trials[tuner_id]
+            self.ongoing_trials.pop(self._tuner.pop(known.trial_id, None), None)
             self._save_trial(known)
             self.save()
 
@@ -311,7 +313,7 @@ class HyperbandOracle(keras_tuner.Oracle):
             promotion = bracket.next_promotion()
             if promotion is not None:
                 return index, *promotion
-            if bracket.can_start(0) > 0:
+            if bracket.startable()[0] > 0:
                 if not bracket.waiting:
                     self._replace(index)
                 if bracket.waiting:
@@ -357,7 +359,6 @@ class HyperbandOracle(keras_tuner.Oracle):
 
     def _draw(self, configuration: int, bracket: Bracket) -> bool:
         """Give ``configuration`` values that its bracket has not, new to the search if possible."""
-        mine = {self._hash(self._values[c]) for c in bracket.drawn}
         fallback = None
         for attempt in range(MAX_DRAWS):
             values = self._values_of(configuration, attempt)
@@ -365,11 +366,13 @@ class HyperbandOracle(keras_tuner.Oracle):
             if digest not in self._seen:
                 fallback = values
                 break
-            if fallback is None and digest not in mine:
+            if fallback is None and digest not in bracket.hashes:
                 fallback = values
         if fallback is None:
             return False
-        self._seen.add(self._hash(fallback))
+        digest = self._hash(fallback)
+        self._seen.add(digest)
+        bracket.hashes.add(digest)
         self._values[configuration] = fallback
         bracket.waiting.append(configuration)
         bracket.drawn.append(configuration)
@@ -392,6 +395,21 @@ class HyperbandOracle(keras_tuner.Oracle):
 
     def _hash(self, values: dict[str, Any]) -> str:
         return repr(sorted((k, v) for k, v in values.items() if not k.startswith("tuner/")))
+
+
+def share_space(
+    space: hp_module.HyperParameters, values: dict[str, Any]
+) -> hp_module.HyperParameters:
+    """A space of its own with ``values``; the parameters in it, which never change, are shared.
+
+    ``HyperParameters.copy`` writes every parameter out and reads it back: milliseconds a trial.
+    """
+    shared = hp_module.HyperParameters()
+    for parameter in space.space:
+        shared._hps[parameter.name].append(parameter)
+        shared._space.append(parameter)
+    shared.values = values
+    return shared
 
 
 def name_trial(configuration: int, rung: int) -> str:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,8 @@ from automl.search.activations import BLOCK
 from automl.search.engine import choose_engine, each, engine_name
 from automl.search.hyperband import make_schedule
 from automl.search.model import cut_prefix, output_units, trained_variables
-from automl.search.trial import (
-    CHUNK_BYTES,
-    HEAD_FIRST_EPOCHS,
-    StudySpec,
-    get_trainer,
-    head_shapes,
-)
+from automl.search.spec import Network, Speeds, StudySpec
+from automl.search.trial import CHUNK_BYTES, HEAD_FIRST_EPOCHS, get_trainer, head_shapes
 
 Schedule = list[list[tuple[int, int]]]
 # Epochs of the longest trial that a budget may choose.
@@ -33,24 +27,6 @@ HANG_SECONDS = 900.0
 HANG_FACTOR = 20.0
 # Filling takes longer than computing: views are made and files written.
 FILLING_OVERHEAD = 1.3
-
-
-@dataclass(frozen=True)
-class Network:
-    """What one width costs in space: an activation's shape and the number of trained weights
-    by depth."""
-
-    weights_digest: str
-    shapes: dict[int, tuple[int, ...]]
-    trained: dict[int, int]
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Seconds an image of training and of predicting by depth, for one width."""
-
-    train: dict[int, float]
-    predict: dict[int, float]
 
 
 def describe_network(spec: StudySpec, width: float) -> Network:

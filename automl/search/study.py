@@ -4,11 +4,13 @@ The journal is what a study remembers. To resume, the oracle is asked from the s
 and trials that the journal knows are answered from it; nothing else is stored.
 """
 
+import math
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import keras_tuner
@@ -17,9 +19,10 @@ from automl.errors import AutomlError, SearchError, StorageError
 from automl.records import Study, Trial
 from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle
 from automl.search.objective import direction
-from automl.search.plan import Speeds, balanced_size, trial_seconds
+from automl.search.plan import balanced_size, trial_seconds
 from automl.search.space import define_space
-from automl.search.trial import StudySpec, TrialError, TrialResult, TrialTask, run_trial
+from automl.search.spec import Speeds, StudySpec, TrialError, TrialResult, TrialTask
+from automl.search.trial import run_trial
 from automl.search.worker import WorkerError
 from automl.tracking.journal import Journal
 
@@ -27,6 +30,8 @@ from automl.tracking.journal import Journal
 MAX_FAILURES_IN_A_ROW = 3
 # How often a trial is tried again whose worker was killed: it is rarely the trial's fault.
 CRASH_RETRIES = 2
+# How often the number of workers is looked at while trials run.
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def run_study(
     executor: Executor,
     journal: Journal,
     *,
-    workers: int = 1,
+    workers: int | Callable[[], int] = 1,
     deadline: float | None = None,
     speeds: dict[float, Speeds] | None = None,
     expected_seconds: float = 1.0,
@@ -100,7 +105,7 @@ def run_study(
 
     Args:
         executor: runs ``run_trial``; a ``WorkerPool``, ``InProcess`` or a cluster's.
-        workers: trials at the same time.
+        workers: trials at the same time, or a function that says how many just now.
         speeds, expected_seconds, show: for the progress line only.
         started: when this session's search began (``time.monotonic``), cache included.
 
@@ -115,20 +120,29 @@ def run_study(
     progress = Progress(plan, speeds or {}, expected_seconds, show or (lambda *_: None))
     ended: dict[str, Trial] = {}
     running: dict[Future[TrialResult], Attempt] = {}
+    answered: SimpleQueue[Future[TrialResult]] = SimpleQueue()
     failures: list[Trial] = []
+    checkpoints = 0
+    kept = 0
 
     def elapsed() -> float:
         return round(offset + time.monotonic() - started, 3)
+
+    def run(attempt: Attempt) -> None:
+        future = start(plan, executor, journal, attempt)
+        running[future] = attempt
+        future.add_done_callback(answered.put)
 
     def finish(trial: Trial) -> None:
         ended[trial.trial] = trial
         tell(oracle, plan.spec.objective, trial)
         progress.trial_ended(trial)
-        progress.best = find_best(ended.values(), plan.spec.objective)
+        known_best = [progress.best] if progress.best else []
+        progress.best = find_best([*known_best, trial], plan.spec.objective)
 
     stopped = False
     while True:
-        while len(running) < workers and not stopped:
+        while len(running) < (workers() if callable(workers) else workers):
             asked = oracle.create_trial(f"worker {len(ended)}/{len(running)}")
             if asked.status != RUNNING:
                 break
@@ -136,32 +150,36 @@ def run_study(
             if trial.trial in known:
                 finish(replace_result(trial, known[trial.trial]))
                 continue
-            attempt = Attempt(trial, plan.batch_size)
-            running[start(plan, executor, journal, attempt)] = attempt
+            run(Attempt(trial, plan.batch_size))
         progress.update()
         if not running:
             break
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        finished, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
-        if not finished:
+        left = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            future = answered.get(timeout=min(left, LOOK_SECONDS))
+        except Empty:
+            if left > 0:
+                continue
             # The budget is spent: what runs is given up, what has ended is used.
             stopped = True
             executor.shutdown(wait=False, cancel_futures=True)
-            running.clear()
             break
-        for future in finished:
-            attempt = running.pop(future)
-            trial, again = settle(future, attempt)
-            if again is not None:
-                running[start(plan, executor, journal, again)] = again
-                continue
-            trial = replace(trial, finished_at=elapsed())
-            journal.append("trial_ended", **end_event(trial, attempt))
-            finish(trial)
-            failures = [*failures, trial] if trial.status == "failed" else []
-            check_failures(failures)
-            delete_checkpoints(plan, oracle, progress.best, running.values())
-    best = find_best(ended.values(), plan.spec.objective)
+        attempt = running.pop(future)
+        trial, again = settle(future, attempt)
+        if again is not None:
+            run(again)
+            continue
+        trial = replace(trial, finished_at=elapsed())
+        journal.append("trial_ended", **end_event(trial, attempt))
+        finish(trial)
+        failures = [*failures, trial] if trial.status == "failed" else []
+        check_failures(failures)
+        checkpoints += 1
+        # Looking through all of them after every trial would take longer with every trial.
+        if checkpoints > kept // 2:
+            kept = delete_checkpoints(plan, oracle, progress.best, running.values())
+            checkpoints = 0
+    best = progress.best
     if best is None:
         message = next((t.message for t in ended.values() if t.message), None)
         raise SearchError(
@@ -172,6 +190,7 @@ def run_study(
                 else " within the budget. Give it more."
             )
         )
+    delete_checkpoints(plan, oracle, best, ())
     progress.update(finished=True)
     return Study(
         trials=tuple(sort_trials(ended.values())),
@@ -334,11 +353,12 @@ def check_failures(failures: list[Trial]) -> None:
 
 def delete_checkpoints(
     plan: StudyPlan, oracle: HyperbandOracle, best: Trial | None, running: Any
-) -> None:
-    """Keep what a promotion may continue, what runs, and the best."""
+) -> int:
+    """Keep what a promotion may continue, what runs, and the best; says how many."""
     keep = oracle.needed_checkpoints() | {attempt.trial.trial for attempt in running}
     if best is not None:
         keep.add(best.trial)
     for path in plan.checkpoint("x").parent.glob("*.npz"):
         if path.stem not in keep:
             path.unlink()
+    return len(keep)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from automl.search.activations import Activations, PixelSource
+from automl.search.activations import Activations
 from automl.search.checkpoint import read_checkpoint, write_checkpoint
 from automl.search.model import Head, cut_suffix, join, output_units, trained_variables
 from automl.search.objective import better, score_outputs
 from automl.search.space import HEAD_UNITS, step_size
-from automl.search.weights import digest_weights, load_backbone
+from automl.search.spec import StudySpec, TrialError, TrialResult, TrialTask
+from automl.search.weights import check_digest, digest_weights, load_backbone
 from automl.search.worker import notify
 
 # Linear probing before fine-tuning keeps the pretrained features: Kumar, Raghunathan,
@@ -41,71 +42,6 @@ VARIANCE_FLOOR = 0.01
 AVERAGE_DECAY = 0.98
 # Activations read at a time: bounds memory, and keeps the next read behind the training.
 CHUNK_BYTES = 48 * 2**20
-
-
-class TrialError(Exception):
-    """A trial failed; ``reason`` is nan, oom or error."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)
-        self.reason = reason
-        self.message = message
-
-
-@dataclass(frozen=True)
-class StudySpec:
-    """All that a worker needs to know of a study; travels once with every task."""
-
-    pixels: PixelSource
-    targets: np.ndarray
-    train_rows: np.ndarray
-    val_rows: np.ndarray
-    n_classes: int
-    weights: str
-    depths: tuple[int, ...]
-    views: int
-    balance: str
-    objective: str
-    seed: int
-    cache_folder: Path | None
-    cache_limit: float
-
-    @property
-    def key(self) -> str:
-        parts = [self.pixels.digest, self.weights, str(self.depths), str(self.views), self.balance]
-        parts += [self.objective, str(self.seed), str(self.cache_folder)]
-        rows = [self.targets, self.train_rows, self.val_rows]
-        digest = hashlib.sha256("\n".join(parts).encode())
-        for array in rows:
-            digest.update(array.astype("<i8").tobytes())
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class TrialTask:
-    """One trial: what to train, from which checkpoint, to which.
-
-    ``epochs`` is where this rung ends, ``max_epochs`` where the last one does.
-    """
-
-    trial: str
-    configuration: int
-    params: dict[str, Any]
-    epochs: int
-    max_epochs: int
-    parent: Path | None
-    checkpoint: Path
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """``score`` is the best epoch's, ``history`` has a row for each epoch that ran."""
-
-    score: float
-    epoch_of_score: int
-    history: tuple[dict[str, float], ...]
-    seconds: float
 
 
 class Program:
@@ -323,6 +259,7 @@ class Trainer:
         size = spec.pixels.shape[1]
         self.backbone = load_backbone(size, width, spec.weights, spec.seed)
         self.weights_digest = digest_weights(self.backbone)
+        check_digest(self.weights_digest, spec.weights_digests.get(width), width)
         self.channels = int(self.backbone.output.shape[-1])
         self.depths = tuple(sorted(set(spec.depths) | {0}))
         self._programs: dict[int, Program] = {}
@@ -339,13 +276,19 @@ class Trainer:
             limit=spec.cache_limit,
         )
 
-    def prepare(self, progress: Callable[[str, int, int], None] | None = None) -> None:
-        """Fill or open the cache, and fit the standardisation; does nothing the second time."""
+    def prepare(
+        self, progress: Callable[[str, int, int], None] | None = None, training: bool = True
+    ) -> None:
+        """Fill or open the cache, and fit the standardisation; does nothing the second time.
+
+        Without ``training`` the images' own features are enough: where others trained, the
+        rest of the cache is theirs.
+        """
         if self.scale is not None:
             return
         # What is cached is the backbone as it was loaded, whatever was trained meanwhile.
         self.restore()
-        self.activations.fill(progress)
+        self.activations.fill(progress, None if training else {(0, 0)})
         spec = self.spec
         features = self.activations.read(0, 0, spec.train_rows).astype(np.float64)
         self.mean = features.mean(axis=0).astype(np.float32)
@@ -478,7 +421,7 @@ class Trainer:
         ``bias_shift`` (outputs,) is added to the logits, before they are divided by
         ``temperature``.
         """
-        self.prepare()
+        self.prepare(training=False)
         self.restore()
         _, best, _ = read_checkpoint(checkpoint)
         program = self.program(int(params["fine_tune_depth"]))

@@ -88,6 +88,20 @@ def load_weights_file(backbone: keras.Model, path: Path, width: float) -> keras.
     return backbone
 
 
+def check_digest(found: str, expected: str | None, width: float) -> None:
+    """Refuse weights that are not those the search was planned with.
+
+    Raises:
+        WeightsError: ``found`` and ``expected`` are digests of different weights.
+    """
+    if expected is not None and found != expected:
+        raise WeightsError(
+            f"The weights for MobileNetV2 of width {width} on this machine ({found[:12]}) are not "
+            f"those that the search began with ({expected[:12]}). Copy the same file to every "
+            "machine (KERAS_HOME/models/, or --weights PATH)."
+        )
+
+
 def digest_weights(backbone: keras.Model) -> str:
     """SHA-256 over all weights in order: the backbone's part of every cache key."""
     digest = hashlib.sha256()

@@ -6,8 +6,10 @@ after another. When it crashes, hangs or grows, it is replaced, and the caller g
 """
 
 import contextlib
+import importlib
 import os
 import pickle
+import platform
 import signal
 import socket
 import subprocess
@@ -53,7 +55,7 @@ class Worker:
         self.log = log
         self.listener = listener
         self.first_rss: int | None = None
-        self.cancelled = False
+        self.grown = self.cancelled = False
         mine, theirs = socket.socketpair()
         environment = {
             **os.environ,
@@ -130,7 +132,12 @@ class WorkerPool(Executor):
         log: file that takes what the workers print.
         listener: called with the arguments of ``notify``, from the pool's threads.
         timeout: seconds that one call may take, or None.
+        threads: processor threads of each worker; None shares out the machine's.
     """
+
+    # All of them are here, with the driver's files.
+    remote = False
+    machine = platform.node()
 
     def __init__(
         self,
@@ -138,11 +145,12 @@ class WorkerPool(Executor):
         log: Path,
         listener: Callable[..., None] | None = None,
         timeout: float | None = None,
+        threads: int | None = None,
     ) -> None:
         self.log, self.listener, self.timeout = log, listener, timeout
         cores = os.cpu_count() or 1
         # Results depend on a worker's threads, so they must not depend on the free memory.
-        self.threads = max(1, cores // (n or min(cores, MAX_WORKERS)))
+        self.threads = threads or max(1, cores // (n or min(cores, MAX_WORKERS)))
         self.size = n = n or count_workers()
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         self._workers: set[Worker] = set()
@@ -176,7 +184,7 @@ class WorkerPool(Executor):
                 worker = self._start()
             return worker.call(function, *args, timeout=self.timeout)
         finally:
-            if getattr(worker, "grown", False):
+            if worker.grown and worker.alive:
                 worker.kill()
             self._idle.put(worker)
 
@@ -222,6 +230,12 @@ def count_workers() -> int:
         room = 1
     gpu = Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists()
     return 1 if gpu else max(1, min(os.cpu_count() or 1, room, MAX_WORKERS))
+
+
+def call_named(name: str, *args: Any) -> Any:
+    """Call the function "module:name": whoever sends the call need not import the module."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)(*args)
 
 
 def describe_exit(code: int) -> str:
