@@ -13,8 +13,8 @@ from automl.data.split import rows_without_twins
 from automl.evaluation.intervals import bootstrap_metrics
 from automl.evaluation.plain import to_json
 from automl.records import Scan, Split, Study
-from automl.search.trial import TrialTask, run_trial
-from automl.search.worker import WorkerPool
+from automl.search.trial import TrialError, TrialTask, run_trial
+from automl.search.worker import WorkerError, WorkerPool
 from automl.stages import SearchPlan, finish_model
 from automl.tracking.journal import Journal
 
@@ -65,6 +65,10 @@ def compare_splits(
     pool = WorkerPool(1, folder / "worker.log", lambda kind, *rest: console.progress(*rest))
     try:
         pool.submit(run_trial, spec, task).result()
+    except (TrialError, WorkerError) as error:
+        # The search has its result; a comparison that failed must not take it along.
+        failure = f"It could not be trained ({error.reason}): {error.message}"
+        return [describe(split, metrics), describe(other, message=failure)]
     finally:
         pool.shutdown()
     rival = finish_model(replace(study, checkpoint=task.checkpoint), spec, scan, other, console)
@@ -78,10 +82,15 @@ def compare_splits(
     journal.append("evaluated", on=f"comparison_{other.kind}", images=len(test), metrics=scores)
     console.progress(f"comparing with a {other.kind} split", 1, 1)
     seconds = round(time.monotonic() - started, 1)
-    return [describe(split, metrics, None), describe(other, scores, seconds)]
+    return [describe(split, metrics), describe(other, scores, seconds)]
 
 
-def describe(split: Split, metrics: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+def describe(
+    split: Split,
+    metrics: dict[str, Any] | None = None,
+    seconds: float | None = None,
+    message: str | None = None,
+) -> dict[str, Any]:
     """One row: ``touched`` counts test images with a near-copy or patient in train or val."""
     test = split.rows("test")
     return {
@@ -89,6 +98,7 @@ def describe(split: Split, metrics: dict[str, Any], seconds: float | None) -> di
         "test": len(test),
         "touched": int(np.sum(~np.isin(test, rows_without_twins(split)))),
         "leaking_pairs": split.leaking_pairs,
-        "metrics": {name: metrics[name] for name in SHOWN},
+        "metrics": {name: metrics[name] for name in SHOWN} if metrics else {},
         "seconds": seconds,
+        "message": message,
     }

@@ -41,10 +41,15 @@ def summary_lines(run: "Run") -> list[str]:
 
 
 def audit_lines(dataset: "Dataset", audit: "Audit") -> list[str]:
-    """The classes with their counts, then each finding with its remedy and examples."""
+    """Classes with their counts, the split, then each finding with its remedy and examples."""
     labels = [sample.label for sample in dataset.samples]
     classes = ", ".join(f"{name} {labels.count(name):,}" for name in dataset.classes)
     lines = [f"{dataset.name}: {len(labels):,} images ({classes})"]
+    split = audit.summary["split"]
+    lines.append(
+        f"{split['kind']} split: {split['train']:,} to train, {split['val']:,} to choose, "
+        f"{split['test']:,} to test; {split['leaking_pairs']:,} pairs of near-copies across"
+    )
     for finding in audit.findings:
         lines += ["", f"{finding.severity}: {finding.title}"]
         if finding.remedy:

@@ -57,7 +57,8 @@ def pipeline(monkeypatch):
 
     def audit_data(config, console):
         module.asked = {"config": config}
-        return dataset, Audit((finding,), {"images": 3})
+        split = {"kind": "grouped", "train": 1, "val": 1, "test": 1, "leaking_pairs": 0}
+        return dataset, Audit((finding,), {"split": split})
 
     def write_audit_page(dataset, audit, path):
         module.asked["page"] = path
@@ -132,6 +133,7 @@ def test_run_search_py_is_named_as_it_was_called(monkeypatch):
 def test_audit_prints_findings_or_json(pipeline, capsys):
     assert run_command(["audit", "scans", "--label-column", "Class"]) == 0
     text = capsys.readouterr().out
+    assert "grouped split: 1 to train" in text and "0 pairs of near-copies" in text
     assert "3 images (n 2, y 1)" in text and "warning: 3 images have a twin." in text
     assert pipeline.asked["config"].label_column == "Class"
     assert run_command(["audit", "scans", "--json"]) == 0

@@ -218,12 +218,10 @@ def four(tmp_path_factory):
             picture = draw_picture(i + 1000 * number, bright=number > 0).astype(np.uint16) * 9
             data = make_dicom(picture + 100 * number, f"{SECRETS[1]}-{label}{i // 2}")
             (folder / "scans" / label / f"{label}{i:02d}.dcm").write_bytes(data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return automl.search(
-            "scans/", preset="smoke", weights="none", image_size=64, quiet=True, budget="1m",
-            cache_dir=str(folder / "cache"), compare_splits=True,
-        )  # fmt: skip
+    return automl.search(
+        str(folder / "scans"), preset="smoke", weights="none", image_size=64, quiet=True,
+        out=str(folder / "reports"), cache_dir=str(folder / "cache"), compare_splits=True,
+    )  # fmt: skip
 
 
 def test_four_classes_and_three_lines_of_python(four):
@@ -231,7 +229,7 @@ def test_four_classes_and_three_lines_of_python(four):
     assert test["threshold"] is None
     assert len(test["confusion"]) == 4
     assert set(test["per_class"]) == set("abcd")
-    scans = four.folder.absolute().parents[1] / "scans"
+    scans = four.folder.parents[1] / "scans"
     answers = automl.load(four.model_dir).predict([scans / "a" / "a00.dcm"])
     assert set(answers[0].probabilities) == set("abcd")
     assert sum(answers[0].probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -251,7 +249,7 @@ def test_the_winner_is_scored_on_the_other_split_too(four):
 def test_no_word_of_a_patient_is_in_any_file_of_a_run(four):
     from dicom_files import SECRETS
 
-    work = four.folder.absolute().parents[1]
+    work = four.folder.parents[1]
     written = {path for path in work.rglob("*") if path.is_file()} - {*work.glob("scans/*/*.dcm")}
     names = {path.name for path in written}
     assert names >= {"journal.jsonl", "report.html", "model.keras", "split.csv", "mlflow.db"}

@@ -304,6 +304,12 @@ def test_the_same_configuration_is_shown_on_both_splits(full):
     assert grouped < words.index("0.963", grouped) < random < words.index("0.979", random)
 
 
+def test_a_comparison_that_failed_says_so(tmp_path):
+    report = report_fixture.full_report()
+    report["split"]["comparison"][1] |= {"metrics": {}, "message": "Out of memory."}
+    assert "Out of memory." in fill_without_figures(report, tmp_path)
+
+
 def test_the_audit_page_shows_findings_and_near_copies(tmp_path):
     document = report_fixture.audit_document()
     page = Page(
