@@ -1,7 +1,7 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 # With the optional libraries, so that their tests run and are not skipped.
-EXTRAS := test,dicom,kaggle,litert,onnx
+EXTRAS := test,dicom,distributed,kaggle,litert,onnx
 # The oldest and newest Python for which TensorFlow has wheels.
 OLDEST := 11
 NEWEST := 13

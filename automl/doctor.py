@@ -39,6 +39,7 @@ OPTIONAL = (
     ("onnxruntime", "onnxruntime", "faster extraction of features, export to ONNX"),
     ("pydicom", "pydicom", "DICOM files"),
     ("kagglehub", "kagglehub", "--data kaggle:OWNER/NAME"),
+    ("distributed", "distributed", "--scheduler: trials on a Dask cluster"),
 )
 # What TensorFlow's and LiteRT's fast kernels look for, as Linux spells them.
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "amx_bf16", "asimd", "bf16")

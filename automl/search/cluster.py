@@ -41,7 +41,7 @@ PATIENCE_SECONDS = 600.0
 POLL_SECONDS = 1.0
 # A call to the scheduler or a worker that takes longer is given up.
 CALL_SECONDS = 60.0
-# Workers that one trial may lose before the trial itself counts as failed.
+# How often a call may be lost with its worker before the call itself counts as failed.
 MAX_LOSSES = 5
 # The pixels travel in pieces of this size.
 PIECE_BYTES = 8 * 2**20
@@ -448,7 +448,7 @@ class ClusterPool(Executor):
             return
         if job.losses > MAX_LOSSES:
             job.future.set_exception(
-                WorkerError("crash", f"{job.losses} workers were lost with it; the last: {reason}")
+                WorkerError("crash", f"It was lost {job.losses} times; the last time: {reason}")
             )
         else:
             self._pending.appendleft(job)
