@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from automl.options import (
 from automl.output import (
     audit_lines,
     export_lines,
+    external_lines,
     print_json,
     summarise,
     summary_lines,
@@ -145,31 +146,72 @@ def report(console: Console, run: str) -> None:
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", metavar="FILE.csv|.json", help="write there instead of to stdout")
+@click.option("--image-column", metavar="NAME", help="column of image names in CSV files [found]")
+@click.option("--saliency", metavar="FOLDER", help="paint there what each label rests on")
+@click.option("--html", metavar="FILE.html", help="also write a page of the results")
 @click.option("--trust", is_flag=True, help="load a model whose files are not as exported")
 @talk_options
 def predict(
-    console: Console, model: str, images: tuple[str, ...], out: str | None, trust: bool
+    console: Console,
+    model: str,
+    images: tuple[str, ...],
+    out: str | None,
+    image_column: str | None,
+    saliency: str | None,
+    html: str | None,
+    trust: bool,
 ) -> None:
-    """Classify IMAGES (files, folders, or - for names on stdin) with MODEL.
+    """Classify IMAGES with MODEL, a run folder or a SavedModel folder.
 
-    MODEL is a run folder or a SavedModel folder.
+    IMAGES are files, folders, CSV files with a column of image names, or - for paths on
+    standard input, one a line.
     """
-    if out is not None and Path(out).suffix.lower() not in (".csv", ".json"):
-        raise UsageError(f"--out {out} must end in .csv or .json.")
-    from automl.serving.predictor import find_images, load
+    for name, value, endings in (("--out", out, (".csv", ".json")), ("--html", html, (".html",))):
+        if value is not None and Path(value).suffix.lower() not in endings:
+            raise UsageError(f"{name} {value} must end in {' or '.join(endings)}.")
+    from automl.serving.inputs import find_images, read_list
+    from automl.serving.predictor import load
     from automl.serving.tables import write_json_list, write_predictions
 
+    folder = find_model(model)
     with hush():
-        predictor = load(find_model(model), trust=trust)
-    given = sys.stdin.read().splitlines() if images == ("-",) else images
-    files = list(find_images(given))
+        predictor = load(folder, trust=trust)
+    info = predictor.info
+    given = read_list(sys.stdin.buffer.read()) if images == ("-",) else images
+    files = list(find_images(given, image_column, console.warn))
+    if not files:
+        raise UsageError("No images were given: standard input holds no path.")
+    kept: list[Any] = []
     predictions = console.count(predictor.iterate(files), "predicting", len(files))
+    if saliency is not None or html is not None:
+        predictions = keep_all(predictions, kept)
     if out is None and console.json:
-        write_json_list(predictions, predictor.info.classes, sys.stdout)
+        write_json_list(predictions, info.classes, sys.stdout)
     else:
-        write_predictions(predictions, predictor.info.classes, out and Path(out))
+        write_predictions(predictions, info.classes, out and Path(out))
     if out is not None:
         console.say(f"{len(files):,} predictions in {out}")
+    answers = [
+        (file if isinstance(file, Path) else None, row)
+        for file, row in zip(files, kept, strict=False)
+    ]
+    overlays = {}
+    if saliency is not None:
+        with hush():
+            from automl.serving.overlays import write_overlays
+
+        overlays = write_overlays(folder, info, answers, Path(saliency), console.progress)
+    if html is not None:
+        from automl.reporting.answers import write_answers_page
+
+        write_answers_page(info, answers, Path(html), overlays)
+
+
+def keep_all(items: Iterable[Any], kept: list[Any]) -> Iterator[Any]:
+    """Hand ``items`` on and remember them."""
+    for item in items:
+        kept.append(item)
+        yield item
 
 
 @cli.command()
@@ -181,15 +223,18 @@ def predict(
     metavar="LABEL=CLASS,…",
     help="what labels of DATA mean; LABEL= leaves its images out",
 )
+@config_options(("image_column", "label_column", "group_column"))
 @talk_options
-def evaluate(console: Console, run: str, data: str, names: str | None) -> None:
+def evaluate(console: Console, run: str, data: str, names: str | None, **columns: Any) -> None:
     """Test RUN's model on DATA, images from elsewhere; the result joins RUN's report."""
     folder = find_run(run)
     from automl.pipeline import evaluate_run
 
-    result = evaluate_run(folder, data, names, console)
+    result = evaluate_run(folder, data, names, console, **given_settings(columns))
     if console.json:
         print_json(result)
+    else:
+        console.say("\n".join(external_lines(result)))
 
 
 @cli.command()

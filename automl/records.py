@@ -200,7 +200,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer. ``label`` is None where ``flags`` has "unreadable"."""
+    """One image's answer. ``label`` is None where ``flags`` has "unreadable".
+
+    ``set_90`` are the classes that may be true: it holds the right one for nine of ten new
+    images like those of the search. None where the model has no such set.
+    """
 
     image: str
     label: str | None
@@ -208,6 +212,7 @@ class Prediction:
     probabilities: dict[str, float]
     flags: tuple[str, ...] = ()
     message: str = ""
+    set_90: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

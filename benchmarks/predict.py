@@ -1,17 +1,26 @@
-"""How fast a finished model answers: each format alone, and `automl predict` end to end.
+"""How fast a finished model answers: each format alone, and ``automl predict`` end to end.
 
-    python benchmarks/predict.py RUN IMAGES [--count 500] [--out predict.json]
+    python benchmarks/predict.py RUN IMAGES [--count 500] [--many 10000] [--out predict.json]
 
-RUN is a run folder with model.keras and model/, IMAGES a folder. Prints a table and writes
-JSON. The comparison is what a script written in a hurry does: open, resize, and call
-``model.predict`` on one image at a time.
+RUN is a run folder with model.keras and model/, IMAGES a folder. Prints two tables and writes
+JSON. "batch 1" asks for one image at a time; "bulk" is the engine alone on images that are
+already decoded and resized, by all processors: what ``automl predict``, from files to CSV with
+all flags, is held against. The loop is what a script written in a hurry does: open, resize and
+call ``model.predict`` on one image. ``--many`` predicts that many files (IMAGES again and
+again) in a process of its own and states its memory.
 """
 
 import argparse
 import json
 import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +30,11 @@ import numpy as np
 
 from automl.data.images import open_image
 from automl.data.pixels import resize_pixels
-from automl.serving.engines import LiteEngine, SavedModelEngine, count_workers
-from automl.serving.export import load_keras_model
+from automl.serving.engines import Engine, LiteEngine, SavedModelEngine, count_workers
+from automl.serving.export import export_model, load_keras_model
+from automl.serving.inputs import find_images
 from automl.serving.manifest import FAST_FILE
-from automl.serving.predictor import find_images, load
+from automl.serving.predictor import CHUNK, load
 from automl.serving.tables import write_predictions
 
 WARM_UP = 8
@@ -43,11 +53,51 @@ def measure_latency(answer: Callable[[np.ndarray], Any], pixels: np.ndarray) -> 
     return {"p50_ms": round(p50, 2), "p95_ms": round(p95, 2), "loop": round(1 / np.mean(times), 1)}
 
 
-def measure_rate(work: Callable[[], Any], images: int) -> float:
-    """Images per second of one call of ``work``."""
-    start = time.perf_counter()
-    work()
-    return round(images / (time.perf_counter() - start), 1)
+def measure_rate(work: Callable[[], Any], images: int, times: int = 3) -> float:
+    """Images per second of ``work``, the best of some calls."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return round(images / min(seconds), 1)
+
+
+def run_in_bulk(engine: Engine, pixels: np.ndarray) -> None:
+    """The engine alone, in the chunks and by the threads of ``automl predict``."""
+    chunks = [pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK)]
+    with ThreadPoolExecutor(count_workers()) as pool:
+        list(pool.map(engine.run, chunks))
+
+
+def open_onnx(folder: Path) -> Callable[[np.ndarray], Any]:
+    """ONNX Runtime on the export in ``folder``."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    return lambda pixels: session.run(None, {"pixels": pixels.astype(np.float32)})
+
+
+def predict_many(run: Path, files: list[Path], count: int) -> dict[str, float]:
+    """``automl predict`` on ``count`` names on standard input, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        names, out = Path(folder, "names.txt"), Path(folder, "answers.csv")
+        names.write_text("\n".join(str(file.resolve()) for file in islice(cycle(files), count)))
+        command = [sys.executable, "-m", "automl", "predict", str(run), "-", "-q", "--out", out]
+        start, peak = time.perf_counter(), 0.0
+        with open(names, "rb") as given, subprocess.Popen(command, stdin=given) as process:
+            # From the process itself: what wait() tells counts its parent's memory as well.
+            status = Path(f"/proc/{process.pid}/status")
+            while process.poll() is None:
+                found = re.search(r"VmHWM:\s+(\d+)", status.read_text())
+                peak = int(found[1]) / 1024 if found else peak
+                time.sleep(0.1)
+        seconds = time.perf_counter() - start
+        rows = out.read_text("utf-8").count("\n") - 1
+    assert rows == count, f"{rows} rows for {count} images"
+    return {"images": count, "rate": round(count / seconds, 1), "peak_mb": round(peak)}
 
 
 def main() -> None:
@@ -55,54 +105,65 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--many", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("predict.json"))
     options = parser.parse_args()
-    files = list(find_images(options.images))[: options.count]
+    files = list(islice(find_images(options.images), options.count))
     predictor = load(options.run)
     size, folder = predictor.info.image_size, options.run / "model"
     pixels = np.stack([resize_pixels(open_image(file)[0], size) for file in files])
+    few = pixels[: min(len(pixels), 100)]
     model = load_keras_model(options.run / "model.keras")
-    engines = {
-        "LiteRT": LiteEngine(folder / FAST_FILE),
-        "SavedModel": SavedModelEngine(folder),
-    }
-    few = pixels[: min(len(pixels), 200)]
-    results: dict[str, dict[str, float]] = {}
-    for name, engine in engines.items():
-        results[name] = measure_latency(engine.run, few)
-        predictor.engine = engine
-        predictor.describe(pixels[:64])
-        results[name]["bulk"] = measure_rate(lambda: predictor.describe(pixels), len(pixels))
-    results["model.predict"] = measure_latency(
-        lambda batch: model.predict(batch.astype(np.float32), verbose=0), few
-    )
+    lite, saved = LiteEngine(folder / FAST_FILE), SavedModelEngine(folder)
+    with tempfile.TemporaryDirectory() as exports:
+        export_model(options.run, ["onnx"], out=Path(exports))
+        answers = {
+            "LiteRT": lite.run,
+            "SavedModel": saved.run,
+            "ONNX Runtime": open_onnx(Path(exports, "onnx")),
+            "model.predict": lambda batch: model.predict(batch.astype(np.float32), verbose=0),
+        }
+        latency = {name: measure_latency(answer, few) for name, answer in answers.items()}
 
     def predict_in_a_hurry() -> None:
         for file in files[: len(few)]:
             batch = resize_pixels(open_image(file)[0], size)[np.newaxis].astype(np.float32)
             model.predict(batch, verbose=0)
 
-    predictor.engine = engines["LiteRT"]
+    ends = {"loop of open, resize, model.predict": measure_rate(predict_in_a_hurry, len(few), 1)}
     out = options.out.with_suffix(".csv")
-    ends = {
-        "automl predict, decode to CSV, all flags": measure_rate(
+    shares = {}
+    for engine in (lite, saved):
+        predictor.engine = engine
+        bulk = measure_rate(lambda engine=engine: run_in_bulk(engine, pixels), len(pixels))
+        whole = measure_rate(
             lambda: write_predictions(predictor.iterate(files), predictor.info.classes, out),
             len(files),
-        ),
-        "loop of open, resize, model.predict": measure_rate(predict_in_a_hurry, len(few)),
-    }
+        )
+        ends[f"{engine.name}: engine in bulk"] = bulk
+        ends[f"{engine.name}: automl predict, files to CSV, all flags"] = whole
+        shares[engine.name] = round(whole / bulk, 3)
     out.unlink()
     print(
         f"{len(files)} images, {size} px, {count_workers()} processors, "
         f"load {os.getloadavg()[0]:.1f}"
     )
-    print(f"{'':16}{'p50 ms':>8}{'p95 ms':>8}{'loop/s':>9}{'bulk/s':>9}")
-    for name, row in results.items():
-        bulk = f"{row['bulk']:9.0f}" if "bulk" in row else ""
-        print(f"{name:16}{row['p50_ms']:8.2f}{row['p95_ms']:8.2f}{row['loop']:9.0f}{bulk}")
+    print(f"{'batch 1':16}{'p50 ms':>8}{'p95 ms':>8}{'images/s':>10}")
+    for name, row in latency.items():
+        print(f"{name:16}{row['p50_ms']:8.2f}{row['p95_ms']:8.2f}{row['loop']:10.0f}")
     for name, rate in ends.items():
-        print(f"{name:44}{rate:8.1f} images/s")
-    options.out.write_text(json.dumps({"engines": results, "end_to_end": ends}, indent=2) + "\n")
+        print(f"{name:58}{rate:8.1f} images/s")
+    for name, share in shares.items():
+        print(f"{name}: automl predict at {share} of the engine's own rate")
+    result = {"latency": latency, "end_to_end": ends, "shares": shares}
+    if options.many:
+        result["many"] = predict_many(options.run, files, options.many)
+        print(
+            "{images:,} files by the command itself: {rate} images/s, {peak_mb} MB at most".format(
+                **result["many"]
+            )
+        )
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ HOMES = {
     "mlflow": ("tracking/mlflow_",),
     "matplotlib": ("reporting/plots.py",),
     "jinja2": ("reporting/render.py",),
-    # novelty.py only turns arrays grey.
-    "PIL": ("data/", "serving/novelty.py"),
+    # run_export.py is copied into the folders of exports and runs there without us.
+    "PIL": ("data/", "serving/run_export.py"),
     "pydicom": ("data/dicom.py",),
     "dask": ("search/cluster.py",),
     "distributed": ("search/cluster.py",),
@@ -112,7 +112,8 @@ def test_image_files_are_opened_in_one_place_only():
         str(path.relative_to(PACKAGE))
         for path in modules()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute)
+        if path.name != "run_export.py"  # runs without us, see HOMES
+        and isinstance(node, ast.Attribute)
         and node.attr == "open"
         and isinstance(node.value, ast.Name)
         and node.value.id == "Image"

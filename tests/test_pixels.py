@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance
 
 from automl.config import SearchConfig
 from automl.data import pixels
+from automl.data.arrays import drop_colour
 from automl.data.images import open_image
 from automl.data.pixels import make_thumbnail, resize_pixels, scan_images
 from automl.data.sources import load_dataset
@@ -32,6 +33,19 @@ def test_resizing_equals_tensorflow_to_the_bit(height, width, size):
     expected = tf.image.resize(image, (size, size), method="bilinear", antialias=True)
     expected = tf.cast(tf.clip_by_value(tf.round(expected), 0, 255), tf.uint8).numpy()
     assert np.array_equal(resize_pixels(image, size), expected)
+
+
+def test_a_grey_image_is_one_channel_with_the_same_answers():
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 256, (61, 47, 1), dtype=np.uint8), 3, axis=2)
+    lean = drop_colour(grey)
+    assert lean.shape == (61, 47, 1)
+    assert np.array_equal(np.repeat(resize_pixels(lean, 32), 3, axis=2), resize_pixels(grey, 32))
+    assert np.array_equal(make_thumbnail(lean), make_thumbnail(grey))
+    for place in ((0, 0, 0), (30, 20, 1), (60, 46, 2)):
+        tinted = grey.copy()
+        tinted[place] ^= 1
+        assert drop_colour(tinted).shape == (61, 47, 3), place
 
 
 @pytest.mark.parametrize("size", [32, 64, 100])

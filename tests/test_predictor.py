@@ -13,7 +13,10 @@ from automl.records import Prediction
 from automl.serving.tables import map_classes, write_predictions
 
 ROWS = [
-    Prediction("a.png", "tumour", 0.75, {"healthy": 0.25, "tumour": 0.75}, ("uncertain",), "x"),
+    Prediction(
+        *("a.png", "tumour", 0.75, {"healthy": 0.25, "tumour": 0.75}, ("uncertain",), "x"),
+        ("healthy", "tumour"),
+    ),
     Prediction("=1+2.png", None, None, {}, ("unreadable",), "=1+2.png is empty"),
 ]
 
@@ -23,11 +26,20 @@ def test_csv_has_the_columns_of_the_contract_and_no_formulas(tmp_path):
     with open(tmp_path / "out.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == [
-        "image", "label", "probability", "probability_healthy", "probability_tumour", "flags",
-        "message",
+        "image", "label", "probability", "probability_healthy", "probability_tumour", "set_90",
+        "flags", "message",
     ]  # fmt: skip
-    assert rows[1] == ["a.png", "tumour", "0.75", "0.25", "0.75", "uncertain", "x"]
-    assert rows[2] == ["'=1+2.png", "", "", "", "", "unreadable", "'=1+2.png is empty"]
+    assert rows[1] == [
+        "a.png",
+        "tumour",
+        "0.75",
+        "0.25",
+        "0.75",
+        "healthy;tumour",
+        "uncertain",
+        "x",
+    ]
+    assert rows[2] == ["'=1+2.png", "", "", "", "", "", "unreadable", "'=1+2.png is empty"]
 
 
 def test_json_is_a_list_of_predictions(tmp_path):

@@ -19,25 +19,37 @@ def resize_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
     (TensorFlow's ``ScaleAndTranslate`` with float32 sums, rows first).
 
     Args:
-        pixels: uint8 or float32 (h, w, 3), 0–255.
+        pixels: uint8 or float32 (h, w, c), 0–255; c is 3, or 1 after ``drop_colour``.
         size: side of the result.
 
     Returns:
-        uint8 (size, size, 3).
+        uint8 (size, size, c).
     """
-    height, width = pixels.shape[:2]
     values = pixels
-    if (height, width) != (size, size):
-        # Tap by tap, so that a large image is never held in floats as a whole.
-        source, weights = filter_taps(height, size)
-        rows = np.zeros((size, *pixels.shape[1:]), np.float32)
-        for tap in range(source.shape[1]):
-            rows += np.take(pixels, source[:, tap], axis=0) * weights[:, tap, None, None]
-        source, weights = filter_taps(width, size)
-        values = np.zeros((size, size, pixels.shape[2]), np.float32)
-        for tap in range(source.shape[1]):
-            values += np.take(rows, source[:, tap], axis=1) * weights[:, tap, None]
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    if pixels.shape[:2] != (size, size):
+        # Columns are filtered as rows of the transposed: whole rows are quick to gather.
+        rows = filter_rows(pixels, size)
+        values = filter_rows(np.ascontiguousarray(rows.swapaxes(0, 1)), size).swapaxes(0, 1)
+    return np.ascontiguousarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def filter_rows(values: np.ndarray, n_out: int) -> np.ndarray:
+    """``filter_taps`` applied to the first axis of (n, m, c): float32 (n_out, m, c)."""
+    source, weights = filter_taps(len(values), n_out)
+    flat = values.reshape(len(values), -1)
+    # Tap by tap, so that a large image is never held in floats as a whole.
+    total = flat[source[:, 0]] * weights[:, :1]
+    for tap in range(1, source.shape[1]):
+        total += flat[source[:, tap]] * weights[:, tap : tap + 1]
+    return total.reshape(n_out, *values.shape[1:])
+
+
+def drop_colour(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (h, w, 3) → (h, w, 1) where the three channels are equal, as in most scans."""
+    flat = pixels.reshape(-1)
+    same = flat[1:] == flat[:-1]
+    same[2::3] = True  # the step from one pixel to the next
+    return np.ascontiguousarray(pixels[:, :, :1]) if same.all() else pixels
 
 
 @lru_cache(maxsize=256)
@@ -66,13 +78,22 @@ def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
     """What two images are compared by, whatever their size, brightness, contrast or margin.
 
     Args:
-        pixels: uint8 (h, w, 3).
+        pixels: uint8 (h, w, 3), or (h, w, 1) after ``drop_colour``.
 
     Returns:
         float32 (32, 32), the foreground stretched to a square, zero mean and unit norm, so that
         the correlation of two images is the sum of their product. All zeros for a blank image.
     """
-    return describe_pixels(pixels)[0]
+    grey = turn_grey(pixels)
+    _, _, box = find_foreground(grey)
+    return crop_thumbnail(grey, box)
+
+
+def turn_grey(pixels: np.ndarray) -> Image.Image:
+    """uint8 (h, w, 3) or (h, w, 1) as a grey image."""
+    if pixels.shape[2] == 1:
+        return Image.fromarray(pixels[:, :, 0])
+    return Image.fromarray(pixels).convert("L")
 
 
 def describe_pixels(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
@@ -84,19 +105,13 @@ def describe_pixels(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         margin_bottom (share of the side outside the foreground), border (mean of the outermost
         pixels).
     """
-    grey = Image.fromarray(pixels).convert("L")
-    histogram = np.array(grey.histogram(), dtype=np.float64)
-    share = histogram / histogram.sum()
+    grey = turn_grey(pixels)
+    share, threshold, box = find_foreground(grey)
+    left, top, right, bottom = box
     levels = np.arange(256)
     mean = float(share @ levels)
+    width, height = grey.size
     values = np.asarray(grey)
-    threshold = find_threshold(share)
-    foreground = values > threshold
-    left, right = find_bounds(foreground.sum(axis=0))
-    top, bottom = find_bounds(foreground.sum(axis=1))
-    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    small = grey.resize(side, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-    height, width = values.shape
     edges = (values[0], values[-1], values[:, 0], values[:, -1])
     facts = {
         "mean": round(mean, 4),
@@ -109,7 +124,28 @@ def describe_pixels(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         "margin_bottom": round(1 - bottom / height, 4),
         "border": round(float(np.mean([edge.mean() for edge in edges])), 4),
     }
-    return normalise(np.asarray(small, dtype=np.float32)), facts
+    return crop_thumbnail(grey, box), facts
+
+
+def find_foreground(
+    grey: Image.Image,
+) -> tuple[np.ndarray, int, tuple[float, float, float, float]]:
+    """Share of each grey level (256,), Otsu's threshold, and the foreground's left, top, right
+    and bottom in pixels."""
+    histogram = np.array(grey.histogram(), dtype=np.float64)
+    share = histogram / histogram.sum()
+    threshold = find_threshold(share)
+    foreground = np.asarray(grey) > threshold
+    left, right = find_bounds(np.add.reduce(foreground, axis=0, dtype=np.uint32))
+    top, bottom = find_bounds(np.add.reduce(foreground, axis=1, dtype=np.uint32))
+    return share, threshold, (left, top, right, bottom)
+
+
+def crop_thumbnail(grey: Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
+    """``box`` of a grey image as a thumbnail, see ``make_thumbnail``."""
+    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    small = grey.resize(side, Image.Resampling.BILINEAR, box=box)
+    return normalise(np.asarray(small, dtype=np.float32))
 
 
 def find_threshold(share: np.ndarray) -> int:

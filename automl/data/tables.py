@@ -157,9 +157,7 @@ def find_roles(
     Raises:
         UsageError: a column is not there, or none is recognised; names those it has.
     """
-    image = pick(table, image, "--image-column", IMAGE_COLUMNS) or find_by_values(table)
-    if image is None:
-        raise UsageError(missing_column(table, "image names", "--image-column"))
+    image = find_image_column(table, image)
     label = pick(table, label, "--label-column", LABEL_COLUMNS, lambda name: name != image)
     if label is None:
         raise UsageError(missing_column(table, "labels", "--label-column"))
@@ -186,6 +184,18 @@ def find_roles(
     if len(set(chosen)) < len(chosen):
         raise UsageError(f"One column of {table.path} cannot play two parts: {', '.join(chosen)}.")
     return Roles(image, label, group, split)
+
+
+def find_image_column(table: Table, wanted: str | None = None) -> str:
+    """The column ``wanted``, else one with a usual name, else one of image files' names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    name = pick(table, wanted, "--image-column", IMAGE_COLUMNS) or find_by_values(table)
+    if name is None:
+        raise UsageError(missing_column(table, "image names", "--image-column"))
+    return name
 
 
 def pick(

@@ -44,24 +44,33 @@ class LiteEngine:
         self._data = path.read_bytes()
         self._local = threading.local()
         try:
-            self._runner()
-        except (ValueError, RuntimeError) as error:
+            self._prepare()
+        except (ValueError, RuntimeError, KeyError) as error:
             raise ModelError(f"{path} cannot be loaded: {error}.") from error
 
-    def _runner(self):
-        if not hasattr(self._local, "runner"):
+    def _prepare(self):
+        """This thread's interpreter, and where its tensors are."""
+        if not hasattr(self._local, "parts"):
             interpreter = make_interpreter(self._data)
-            self._local.interpreter = interpreter
-            self._local.runner = interpreter.get_signature_runner("serving_default")
-        return self._local.runner
+            runner = interpreter.get_signature_runner("serving_default")
+            exits = runner.get_output_details()
+            self._local.parts = (
+                interpreter,
+                runner.get_input_details()["pixels"]["index"],
+                [exits[name]["index"] for name in ("probabilities", "features")],
+            )
+        return self._local.parts
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        runner = self._runner()
-        answers = [runner(pixels=image[np.newaxis].astype(np.float32)) for image in pixels]
-        return (
-            np.concatenate([answer["probabilities"] for answer in answers]),
-            np.concatenate([answer["features"] for answer in answers]),
-        )
+        # Tensors directly: the signature runner's checks take a tenth of a small network's time.
+        interpreter, entry, exits = self._prepare()
+        answers: list[list[np.ndarray]] = []
+        for image in pixels:
+            interpreter.tensor(entry)()[0] = image
+            interpreter.invoke()
+            answers.append([interpreter.get_tensor(index)[0] for index in exits])
+        probabilities, features = zip(*answers, strict=True)
+        return np.stack(probabilities), np.stack(features)
 
 
 class SavedModelEngine:
@@ -87,8 +96,10 @@ class SavedModelEngine:
 
     def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = self._tensor(pixels.astype(np.float32))
-        probabilities = self._classify(images=images)["probabilities"].numpy()
-        return probabilities, self._embed(images=images)["features"].numpy()
+        answer = self._embed(images=images)
+        if "probabilities" not in answer:  # a folder from before embed gave both
+            answer |= self._classify(images=images)
+        return answer["probabilities"].numpy(), answer["features"].numpy()
 
 
 def make_interpreter(data: bytes):

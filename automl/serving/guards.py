@@ -129,6 +129,12 @@ def fit_conformal(p_val: np.ndarray, y_val: np.ndarray, coverage: float = COVERA
     return 0.0 if rank > len(scores) else float(1 - scores[rank - 1])
 
 
+def find_set(probabilities: np.ndarray, least: float) -> np.ndarray:
+    """Which classes are in each image's conformal set: bool (n, classes)."""
+    # Rounding may put a probability just below itself; the tolerance keeps the guarantee.
+    return probabilities >= least - 1e-6
+
+
 def find_flags(
     guards: Guards,
     probabilities: np.ndarray,
@@ -143,8 +149,7 @@ def find_flags(
     unlike = score_novelty(guards.novelty, features, statistics, correlation) > 1
     same = [digest is not None and bytes.fromhex(digest) in guards.sha256 for digest in sha256]
     seen = (correlation >= TWIN_THRESHOLD) | np.array(same, bool)
-    # Rounding may put a probability just below itself; the tolerance keeps the guarantee.
-    uncertain = (probabilities >= guards.least - 1e-6).sum(axis=1) != 1
+    uncertain = find_set(probabilities, guards.least).sum(axis=1) != 1
     names = ("unlike-training", "seen-in-training", "uncertain")
     return [
         tuple(name for name, on in zip(names, row, strict=True) if on)

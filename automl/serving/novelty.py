@@ -13,8 +13,9 @@ make the training data look denser than new images find it.
 """
 
 import numpy as np
-from PIL import Image
 from scipy.linalg import eigh
+
+from automl.data.arrays import drop_colour, turn_grey
 
 # The 99th with some reserve: images of new patients vary more than folds can show.
 PERCENTILE = 99.5
@@ -42,26 +43,30 @@ def measure_pixels(pixels: np.ndarray) -> np.ndarray:
 
 def measure_image(image: np.ndarray) -> np.ndarray:
     """``measure_pixels`` for one image (size, size, 3)."""
-    levels = np.asarray(Image.fromarray(image).convert("L"))
-    grey = levels.astype(np.float32) / 255
-    layout = shrink(grey, grey.shape[0] // LAYOUT)
-    counts = np.cumsum(np.bincount(levels.ravel(), minlength=256))
+    lean = drop_colour(image)
+    picture = turn_grey(lean)
+    levels = np.asarray(picture)
+    grey = levels.astype(np.float32) / np.float32(255)
+    counts = np.cumsum(picture.histogram())
     inside = np.searchsorted(counts, np.array(PERCENTILES) / 100 * counts[-1]) / 255
+    layout = shrink(grey, len(grey) // LAYOUT)
     slopes = []
     scaled = grey
-    for _ in range(3):
-        for axis in (0, 1):
-            steps = np.diff(scaled, axis=axis).ravel()
-            slopes += [np.abs(steps).mean(), np.sqrt(steps @ steps / len(steps))]
-        scaled = shrink(scaled, 2)
+    for scale in range(3):
+        scaled = shrink(scaled, 2) if scale else scaled
+        for steps in (scaled[1:] - scaled[:-1], scaled[:, 1:] - scaled[:, :-1]):
+            flat = steps.reshape(-1)
+            slopes += [np.abs(flat).sum() / flat.size, np.sqrt(flat @ flat / flat.size)]
     border = np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]])
     middle = int(np.median(border))
     low, high = max(0, middle - BACKGROUND_LEVELS), min(255, middle + BACKGROUND_LEVELS)
     background = (counts[high] - (counts[low - 1] if low else 0)) / counts[-1]
     centred = layout - layout.mean()
     symmetry = (centred * centred[:, ::-1]).sum() / ((centred**2).sum() + 1e-6)
-    red, green, blue = np.moveaxis(image[::3, ::3].astype(np.int16), 2, 0)
-    colour = np.array([np.abs(red - green).mean(), np.abs(green - blue).mean()]) / 255
+    colour = np.zeros(2)
+    if lean.shape[2] == 3:
+        red, green, blue = np.moveaxis(image[::3, ::3].astype(np.int16), 2, 0)
+        colour = np.array([np.abs(red - green).mean(), np.abs(green - blue).mean()]) / 255
     plain = [border.mean() / 255, border.std() / 255, background, symmetry, grey.std()]
     # Logarithms and roots make long tails short, as Mahalanobis distance expects.
     return np.concatenate(
@@ -72,8 +77,11 @@ def measure_image(image: np.ndarray) -> np.ndarray:
 def shrink(grey: np.ndarray, cell: int) -> np.ndarray:
     """Means of whole cells of ``cell`` x ``cell`` pixels; what is left at the edge is cut."""
     rows, columns = grey.shape[0] // cell, grey.shape[1] // cell
-    cut = grey[: rows * cell, : columns * cell]
-    return cut.reshape(rows, cell, columns, cell).mean(axis=(1, 3))
+    # Whole rows are added, of the picture and then of the transposed: several times as fast as
+    # a mean over two axes.
+    strips = grey[: rows * cell].reshape(rows, cell, -1).sum(axis=1).T[: columns * cell]
+    cells = np.ascontiguousarray(strips).reshape(columns, cell, -1).sum(axis=1).T
+    return np.ascontiguousarray(cells) / np.float32(cell * cell)
 
 
 def fit_novelty(

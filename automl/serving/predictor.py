@@ -1,17 +1,20 @@
 """From image files to labels with warnings, by a model folder that was verified first."""
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from automl.data.images import ALL_EXTENSIONS, ImageError, open_image
-from automl.data.pixels import make_thumbnail, resize_pixels
-from automl.errors import ModelError, UsageError
+from automl.data.arrays import drop_colour, make_thumbnail, resize_pixels
+from automl.data.files import printable_name
+from automl.data.images import ImageError, open_image
+from automl.errors import ModelError
 from automl.records import ModelInfo, Prediction
 from automl.serving.engines import (
     Engine,
@@ -20,13 +23,14 @@ from automl.serving.engines import (
     choose_classes,
     count_workers,
 )
-from automl.serving.guards import GUARDS_FILE, Guards, find_flags, load_guards
+from automl.serving.guards import GUARDS_FILE, Guards, find_flags, find_set, load_guards
+from automl.serving.inputs import find_images, refuse
 from automl.serving.manifest import FAST_FILE, find_changes, find_model_folder, read_info
 from automl.serving.novelty import measure_pixels
 
 Progress = Callable[[str, int, int], None]
 
-CHUNK = 16
+CHUNK = 32
 # Chunks being worked on or waiting to be handed out, for each worker: memory stays bounded.
 WAITING = 3
 
@@ -91,23 +95,31 @@ class Predictor:
             UsageError: a folder holds no image.
         """
         images = list(find_images(paths))
-        done = []
+        done: list[Prediction] = []
         for prediction in self.iterate(images):
             done.append(prediction)
             if progress is not None:
                 progress("predicting", len(done), len(images))
         return done
 
-    def iterate(self, images: Iterable[str | Path]) -> Iterator[Prediction]:
+    def iterate(self, images: Iterable[str | Path | Prediction]) -> Iterator[Prediction]:
         """Predictions in order for any number of files, with bounded memory.
 
         Each worker takes a chunk from the files to the flags, so that no stage can wait
-        for another, and at most WAITING chunks for each worker are in memory.
+        for another, and at most WAITING chunks for each worker are in memory. What is a
+        Prediction already, such as a name that leads to no file, is handed on in its place.
         """
         workers = count_workers()
         rest = iter(images)
         waiting: deque[Future[list[Prediction]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
+        # The workers share the processor; threads of the linear algebra would be in their way.
+        # One filter around all threads: changing filters inside a thread is not safe.
+        with (
+            warnings.catch_warnings(),
+            threadpool_limits(1, "blas"),
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            warnings.simplefilter("ignore")
             try:
                 for chunk in iter(lambda: list(islice(rest, CHUNK)), []):
                     waiting.append(pool.submit(self.predict_chunk, chunk))
@@ -119,51 +131,67 @@ class Predictor:
                 for future in waiting:
                     future.cancel()
 
-    def predict_chunk(self, images: list[str | Path]) -> list[Prediction]:
+    def predict_chunk(self, images: list[str | Path | Prediction]) -> list[Prediction]:
         """A few files → their predictions, in one thread."""
+        size = self.info.image_size
+        pixels = np.empty((len(images), size, size, 3), np.uint8)
+        thumbnails, hashes = [], []
         answers: list[Prediction | None] = []
-        pixels, thumbnails, facts = [], [], []
         for image in images:
+            if isinstance(image, Prediction):
+                answers.append(image)
+                continue
             try:
-                array, about = open_image(Path(image))
-                pixels.append(resize_pixels(array, self.info.image_size))
-                thumbnails.append(make_thumbnail(array) if self.guards else None)
-                facts.append(about)
-                answers.append(None)
+                array, about = open_image(image)
             except ImageError as error:
                 answers.append(refuse(str(image), error.message))
-        if pixels:
-            readable = iter(self.judge(np.stack(pixels), thumbnails, facts))
-        done = []
-        for image, answer in zip(images, answers, strict=True):
-            if answer is None:
-                label, probabilities, flags, message = next(readable)
-                answer = Prediction(
-                    str(image), label, probabilities[label], probabilities, flags, message
-                )
-            done.append(answer)
-        return done
+                continue
+            lean = drop_colour(array)
+            pixels[len(hashes)] = resize_pixels(lean, size)
+            if self.guards is not None:
+                thumbnails.append(make_thumbnail(lean))
+            hashes.append(about["sha256"])
+            answers.append(None)
+        if hashes:
+            readable = self.judge(pixels[: len(hashes)], thumbnails, hashes)
+        return [
+            answer or replace(next(readable), image=printable_name(str(image)))
+            for image, answer in zip(images, answers, strict=True)
+        ]
 
     def judge(
-        self, pixels: np.ndarray, thumbnails: list[np.ndarray | None], facts: list[dict]
-    ) -> Iterator[tuple[str, dict[str, float], tuple[str, ...], str]]:
-        """Label, probabilities, flags and message of each image in memory."""
+        self, pixels: np.ndarray, thumbnails: list[np.ndarray], hashes: list[str]
+    ) -> Iterator[Prediction]:
+        """The answers, still without a name, to images in memory."""
         probabilities, features = self.engine.run(pixels)
+        chosen = choose_classes(probabilities, self.info)
+        classes = self.info.classes
         flags: list[tuple[str, ...]] = [()] * len(pixels)
+        inside = None
         if self.guards is not None:
+            inside = find_set(probabilities, self.guards.least)
             flags = find_flags(
                 self.guards,
                 probabilities,
                 features,
                 measure_pixels(pixels),
                 np.stack(thumbnails),
-                [about.get("sha256") for about in facts],
+                hashes,
             )
-        for row, index, on in zip(
-            probabilities, choose_classes(probabilities, self.info), flags, strict=True
-        ):
-            named = {name: float(value) for name, value in zip(self.info.classes, row, strict=True)}
-            yield self.info.classes[index], named, on, explain(on, named, self.guards)
+        for row, values in enumerate(probabilities.tolist()):
+            found = None
+            if inside is not None:
+                found = tuple(c for c, on in zip(classes, inside[row], strict=True) if on)
+            index = chosen[row]
+            yield Prediction(
+                "",
+                classes[index],
+                values[index],
+                dict(zip(classes, values, strict=True)),
+                flags[row],
+                explain(flags[row], found),
+                found,
+            )
 
     def describe(self, pixels: np.ndarray, progress: Progress | None = None) -> Description:
         """Run the model on uint8 (n, size, size, 3), a memory map perhaps, by all workers."""
@@ -181,12 +209,7 @@ class Predictor:
         return Description(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def refuse(image: str, reason: str) -> Prediction:
-    """The row of an image that cannot be read."""
-    return Prediction(image, None, None, {}, ("unreadable",), f"{image} {reason}")
-
-
-def explain(flags: tuple[str, ...], probabilities: dict[str, float], guards: Guards | None) -> str:
+def explain(flags: tuple[str, ...], found: tuple[str, ...] | None) -> str:
     """The flags in words, for the message column; empty without flags."""
     parts = []
     if "unlike-training" in flags:
@@ -194,32 +217,5 @@ def explain(flags: tuple[str, ...], probabilities: dict[str, float], guards: Gua
     if "seen-in-training" in flags:
         parts.append("is or nearly is a training image")
     if "uncertain" in flags:
-        inside = [name for name, value in probabilities.items() if value >= guards.least - 1e-6]
-        parts.append(f"90 % set: {', '.join(inside) if inside else 'empty'}")
+        parts.append(f"90 % set: {', '.join(found) if found else 'empty'}")
     return "; ".join(parts)
-
-
-def find_images(paths: Iterable[str | Path] | str | Path) -> Iterator[Path]:
-    """Files as given, whatever they are; folders walked for images, sorted.
-
-    Raises:
-        UsageError: a folder holds no image.
-    """
-    for given in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(given)
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in ALL_EXTENSIONS
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and not file.is_dir()
-        )
-        if not found:
-            raise UsageError(
-                f"No images under {path}. Expected files with one of the endings "
-                f"{' '.join(sorted(ALL_EXTENSIONS))}."
-            )
-        yield from found

@@ -23,8 +23,8 @@ def write_predictions(
 ) -> int:
     """Write predictions as they come, CSV or JSON by the ending of ``out``.
 
-    CSV columns: image, label, probability, probability_CLASS…, flags (joined by semicolons),
-    message. JSON: a list of objects with the fields of Prediction.
+    CSV columns: image, label, probability, probability_CLASS…, set_90 and flags (both joined
+    by semicolons), message. JSON: a list of objects with the fields of Prediction.
 
     Args:
         out: a ``.csv`` or ``.json`` file, replaced once complete; None: CSV on stdout.
@@ -52,7 +52,7 @@ def write_csv(predictions: Iterable[Prediction], classes: Sequence[str], file: T
     """``write_predictions`` as CSV; text that a spreadsheet would run is made harmless."""
     writer = csv.writer(file, lineterminator="\n")
     columns = ["image", "label", "probability", *(f"probability_{name}" for name in classes)]
-    writer.writerow([*columns, "flags", "message"])
+    writer.writerow([*columns, "set_90", "flags", "message"])
     count = 0
     for row in predictions:
         count += 1
@@ -62,6 +62,7 @@ def write_csv(predictions: Iterable[Prediction], classes: Sequence[str], file: T
                 neutral_cell(row.label or ""),
                 format_probability(row.probability),
                 *(format_probability(row.probabilities.get(name)) for name in classes),
+                neutral_cell(";".join(row.set_90 or ())),
                 ";".join(row.flags),
                 neutral_cell(row.message),
             ]
