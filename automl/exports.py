@@ -11,6 +11,7 @@ from automl.console import Console, hush
 from automl.data.pixels import scan_images
 from automl.data.sources import cache_folder, load_dataset
 from automl.data.split import read_split
+from automl.data.split_file import plain_cell
 from automl.errors import AutomlError, DataError
 from automl.pipeline import load_run, write_report
 from automl.tracking.journal import FILE_NAME, Journal, read_journal
@@ -33,14 +34,13 @@ def export_run(folder: Path, formats: list[str], console: Console) -> list[dict[
         ModelError: the run has no model, or an export cannot be run.
     """
     report = load_run(folder).report
+    with hush():
+        from automl.serving.export import export_model
     try:
-        proof = gather_images(folder, console)
+        proof, _ = gather_images(folder, console)
     except AutomlError as error:
         console.warn(f"The formats are written without a proof: {error}")
         proof = {}
-    with hush():
-        from automl.serving.export import export_model
-
     results = export_model(folder, formats, progress=console.progress, **proof)
     with Journal(folder / FILE_NAME) as journal:
         for result in results:
@@ -53,12 +53,14 @@ def export_run(folder: Path, formats: list[str], console: Console) -> list[dict[
     return results
 
 
-def gather_images(folder: Path, console: Console) -> dict[str, np.ndarray]:
-    """The proof's arguments of ``export_model``: pixels, expected and calibration.
+def gather_images(folder: Path, console: Console) -> tuple[dict[str, Any], list[Path]]:
+    """The proof's arguments of ``export_model``, images and calibration; and the test files.
 
     Raises:
         DataError: the images are not those of the search.
     """
+    from automl.serving.parity import TestSet
+
     start = next(e for e in read_journal(folder / FILE_NAME) if e["event"] == "search_started")
     config = make_config(start["config"])
     dataset = load_dataset(config)
@@ -66,19 +68,29 @@ def gather_images(folder: Path, console: Console) -> dict[str, np.ndarray]:
     if scan.digest != start["dataset"]["digest"]:
         raise DataError(f"the images under {config.data} have changed since the search.")
     split = read_split(folder / "split.csv", scan.dataset)
-    with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
-        predicted = {row["image"]: row for row in csv.DictReader(file)}
+    samples = scan.dataset.samples
+    predicted = read_rows(folder / "predictions.csv")
+    groups = read_rows(folder / "split.csv")
     columns = [f"probability_{name}" for name in scan.dataset.classes]
-    test = [row for row in split.rows("test") if scan.dataset.samples[row].image in predicted]
+    test = [row for row in split.rows("test") if samples[row].image in predicted]
     expected = [
-        [float(predicted[scan.dataset.samples[row].image][column]) for column in columns]
-        for row in test
+        [float(predicted[samples[row].image][column]) for column in columns] for row in test
     ]
+    named = [groups[samples[row].image].get("group", str(row)) for row in test]
     train = split.rows("train")
     count = min(CALIBRATION_IMAGES, len(train))
     chosen = np.sort(np.random.default_rng(config.seed).choice(train, count, replace=False))
-    return {
-        "pixels": scan.pixels[test],
-        "expected": np.array(expected),
-        "calibration": scan.pixels[chosen],
-    }
+    images = TestSet(
+        pixels=scan.pixels[test],
+        expected=np.array(expected),
+        y_true=scan.dataset.targets[test],
+        groups=np.unique(named, return_inverse=True)[1],
+    )
+    proof = {"images": images, "calibration": scan.pixels[chosen]}
+    return proof, [samples[row].path for row in test]
+
+
+def read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """A CSV's rows by their column "image"."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return {plain_cell(row["image"]): row for row in csv.DictReader(file)}

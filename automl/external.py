@@ -10,12 +10,22 @@ from automl.config import make_config
 from automl.console import Console, hush
 from automl.data.sources import load_dataset
 from automl.errors import DataError
-from automl.evaluation.intervals import bootstrap_metrics, group_codes
+from automl.evaluation.intervals import (
+    bootstrap_metrics,
+    group_codes,
+    independent_difference,
+)
 from automl.evaluation.plain import to_json
 from automl.records import Run
 
 
-def evaluate_external(run: Run, data: str, mapping: str | None, console: Console) -> dict[str, Any]:
+def evaluate_external(
+    run: Run,
+    data: str,
+    mapping: str | None,
+    console: Console,
+    columns: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """One entry of the report's "external" part.
 
     Args:
@@ -23,16 +33,18 @@ def evaluate_external(run: Run, data: str, mapping: str | None, console: Console
         data: a folder or CSV, as for a search; all of its images are used.
         mapping: labels of ``data`` that mean one of the model's classes, such as
             "glioma=tumour,notumor=healthy"; others are matched by name.
+        columns: settings that name the columns of a CSV, as for a search.
 
     Returns:
-        name, images, unreadable, seen_in_training, metrics, without_seen (metrics of the
-        images that are no twins of training images), drop (external minus internal) and map.
+        name, images, unreadable, seen_in_training, unlike_training, metrics, without_seen
+        (metrics of the images that are no twins of training images), change (external minus
+        internal, with intervals of the difference) and map.
 
     Raises:
         UsageError: a label that the model does not know.
         DataError: fewer than two images of a class can be read.
     """
-    dataset = load_dataset(make_config({"data": data}))
+    dataset = load_dataset(make_config({"data": data, **(columns or {})}))
     with hush():
         from automl.serving.predictor import load
         from automl.serving.tables import predict_dataset
@@ -69,10 +81,10 @@ def evaluate_external(run: Run, data: str, mapping: str | None, console: Console
     metrics = measure(np.ones(len(readable), bool))
     fresh = np.bincount(answers.y_true[~seen], minlength=len(classes))
     internal = run.report["evaluation"]["test"]["metrics"]
-    drop = {
-        name: metrics[name]["value"] - internal[name]["value"]
+    change = {
+        name: independent_difference(metrics[name], internal[name])
         for name in metrics
-        if internal.get(name, {}).get("value") is not None
+        if name in internal
     }
     return to_json(
         {
@@ -80,9 +92,10 @@ def evaluate_external(run: Run, data: str, mapping: str | None, console: Console
             "images": len(readable),
             "unreadable": len(answers.predictions) - len(readable),
             "seen_in_training": int(seen.sum()),
+            "unlike_training": sum("unlike-training" in p.flags for p in readable),
             "metrics": metrics,
             "without_seen": measure(~seen) if seen.any() and (fresh >= 2).all() else None,
-            "drop": drop,
+            "change": change,
             "map": mapping,
             "findings": [asdict(finding) for finding in dataset.findings],
         }

@@ -69,8 +69,37 @@ def export_lines(results: Sequence[dict[str, Any]]) -> list[str]:
                 f"on {parity['images']:,} test images probabilities differ by at most "
                 f"{parity['max_difference']:.1e}, {parity['agreement']:.1%} of the labels agree"
             )
+            if change := parity.get("auc_change"):
+                proof += (
+                    f"; ROC AUC changes by {change['value']:+.4f} "
+                    f"({change['low']:+.4f} to {change['high']:+.4f})"
+                )
         lines.append(f"{result['folder']} ({result['mb']:.1f} MB): {proof}")
     return lines
+
+
+def external_lines(section: dict[str, Any]) -> list[str]:
+    """A model on images from elsewhere, and how much it lost on the way."""
+    lines = [
+        f"{section['name']}: {section['images']:,} images, {section['unreadable']:,} unreadable, "
+        f"{section['seen_in_training']:,} of them near-copies of training images, "
+        f"{section['unlike_training']:,} unlike the training images.",
+        "With 95 % intervals, and the change from the report's test set:",
+    ]
+    for name in HEADLINE:
+        metric, change = section["metrics"].get(name), section["change"].get(name)
+        if metric and metric["value"] is not None:
+            lines.append(f"  {name.replace('_', ' '):<18}{span(metric)}   {span(change, '+')}")
+    return lines
+
+
+def span(item: dict[str, Any] | None, sign: str = "") -> str:
+    """``0.992 (0.985 to 0.997)``; empty where there is no value."""
+    if not item or item["value"] is None:
+        return ""
+    if item["low"] is None or item["high"] is None:
+        return f"{item['value']:{sign}.3f}"
+    return f"{item['value']:{sign}.3f} ({item['low']:{sign}.3f} to {item['high']:{sign}.3f})"
 
 
 def print_json(document: Any) -> None:

@@ -349,14 +349,18 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
 
 
 def evaluate_run(
-    folder: Path, data: str, mapping: str | None = None, console: Console | None = None
+    folder: Path,
+    data: str,
+    mapping: str | None = None,
+    console: Console | None = None,
+    **columns: str,
 ) -> dict[str, Any]:
     """Score a finished run's model on another data set, into the run's report."""
     from automl.external import evaluate_external
 
     console = console or Console(quiet=True)
     run = load_run(folder)
-    section = evaluate_external(run, data, mapping, console)
+    section = evaluate_external(run, data, mapping, console, columns)
     with Journal(folder / FILE_NAME) as journal:
         journal.append(
             "evaluated", on=section["name"], images=section["images"], metrics=section["metrics"]

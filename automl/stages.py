@@ -61,9 +61,9 @@ from automl.search.study import CRASH_RETRIES, StudyPlan, run_study
 from automl.search.summary import summarise_study
 from automl.search.trial import Trainer, prepare_trainer
 from automl.search.worker import WorkerError
-from automl.serving.export import export_saved_model, measure_folder
+from automl.serving.export import export_saved_model, measure_folder, prove_model
 from automl.serving.guards import add_guards, fit_guards
-from automl.serving.parity import check_parity
+from automl.serving.parity import FILES, TestSet
 from automl.serving.predictor import Predictor, load
 from automl.tracking.journal import Journal
 
@@ -74,6 +74,7 @@ GRID_IMAGES = 6
 PICTURE_SIDE = 160
 SALIENCY_IMAGES = 48
 PASSES = ("train", "predict")
+PROOF_IMAGES = 600
 
 
 @dataclass(frozen=True)
@@ -507,8 +508,10 @@ def export_winner(
     )
     add_guards(folder / "model", guards)
     console.progress("exporting the model", 3, steps)
-    pixels = np.asarray(scan.pixels[test[:500]])
-    parity = check_parity(folder / "model", pixels, winner.test[:500])
+    some = test[:PROOF_IMAGES]
+    proofs = prove_model(
+        folder / "model", TestSet(np.asarray(scan.pixels[some]), winner.test[: len(some)])
+    )
     console.progress("exporting the model", 4, steps)
     latency = []
     for row in test[:64]:
@@ -525,13 +528,11 @@ def export_winner(
         "model_mb": round(measure_folder(folder / "model") / 1e6, 2),
         "exports": [
             {
-                "format": "saved_model",
-                "mb": round(measure_folder(folder / "model") / 1e6, 2),
-                "parity": {
-                    key: parity.to_json()[key]
-                    for key in ("images", "max_difference", "mean_difference", "agreement")
-                },
+                "format": name,
+                "mb": round(measure_folder(folder / "model", FILES.get(name, "*")) / 1e6, 2),
+                "parity": proof.to_json(),
             }
+            for name, proof in proofs.items()
         ],
     }
     return load(folder / "model"), cost

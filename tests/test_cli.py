@@ -21,7 +21,7 @@ from automl.config import SearchConfig
 from automl.console import Console, format_seconds, hush, progress_text
 from automl.errors import AutomlError
 from automl.options import read_settings
-from automl.output import export_lines
+from automl.output import export_lines, external_lines
 from automl.records import Audit, Dataset, Finding, Run, Sample
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +154,26 @@ def test_evaluate_renames_labels(pipeline, tmp_path, capsys):
     assert run_command(["evaluate", str(tmp_path), "x.csv", "--map", "1=yes,0=no", "--json"]) == 0
     assert pipeline.asked["names"] == "1=yes,0=no"
     assert json.loads(capsys.readouterr().out) == {"images": 5}
+
+
+def test_an_external_test_is_told_with_its_change():
+    section = {
+        "name": "other",
+        "images": 1200,
+        "unreadable": 3,
+        "seen_in_training": 40,
+        "unlike_training": 7,
+        "metrics": {
+            "roc_auc": {"value": 0.91, "low": 0.88, "high": 0.93},
+            "recall": {"value": 0.5, "low": None, "high": None},
+        },
+        "change": {"roc_auc": {"value": -0.06, "low": -0.09, "high": -0.03}},
+    }
+    lines = external_lines(section)
+    assert "1,200 images, 3 unreadable, 40 of them near-copies" in lines[0]
+    joined = " ".join(lines[2].split())
+    assert joined == "roc auc 0.910 (0.880 to 0.930) -0.060 (-0.090 to -0.030)"
+    assert lines[3].split() == ["recall", "0.500"]
 
 
 WRONG = [

@@ -1,9 +1,12 @@
 """The SavedModel and the flat formats answer as the Keras model does, with nothing of ours."""
 
+import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,6 +23,8 @@ from automl.serving import export
 from automl.serving.engines import list_operations
 from automl.serving.formats import convert_tflite
 from automl.serving.manifest import hash_file, read_info
+from automl.serving.parity import Parity, TestSet
+from automl.serving.predictor import load
 
 # Keras 3.15 with NumPy 2.4: a warning of theirs about theirs.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation")]
@@ -92,8 +97,9 @@ def test_tensorflow_serving_can_be_sent_files_in_base64(run):
 def test_embed_gives_the_layer_named_features(model, served):
     pixels = draw_images(3, 96)
     layer = keras.Model(model.inputs[0], model.get_layer("features").output)
-    answer = served.signatures["embed"](images=tf.constant(pixels, tf.float32))["features"]
-    np.testing.assert_allclose(answer.numpy(), predict(layer, pixels), atol=1e-4)
+    answer = served.signatures["embed"](images=tf.constant(pixels, tf.float32))
+    np.testing.assert_allclose(answer["features"].numpy(), predict(layer, pixels), atol=1e-4)
+    np.testing.assert_allclose(answer["probabilities"].numpy(), predict(model, pixels), atol=1e-5)
 
 
 def test_two_classes_are_told_apart_by_the_threshold(served):
@@ -213,18 +219,99 @@ def test_formats_are_written_and_proved(run, model, tmp_path):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")
     pixels = draw_images(20, 96, seed=5)
-    results = export.export_model(
-        run,
-        ["tflite", "onnx"],
-        pixels=pixels,
-        expected=predict(model, pixels),
-        out=tmp_path,
-    )
-    assert [result["format"] for result in results] == ["tflite", "onnx"]
+    expected = predict(model, pixels)
+    images = TestSet(pixels, expected, (expected[:, 1] > 0.5).astype(int))
+    formats = ["tflite", "onnx", "tflite_float16"]
+    results = export.export_model(run, formats, images=images, out=tmp_path)
+    assert [result["format"] for result in results] == formats
     for result in results:
-        assert result["parity"]["max_difference"] <= 1e-4
-        assert result["parity"]["agreement"] == 1.0
-        assert (tmp_path / result["format"] / "manifest.json").is_file()
+        name, parity = result["format"], result["parity"]
+        assert parity["agreement"] == 1.0
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest["parity"] == {name: parity}
+        if name in export.ROUNDED:
+            assert parity["auc_change"]["low"] <= 0 <= parity["auc_change"]["high"]
+        else:
+            assert parity["max_difference"] <= 1e-4
+
+
+RUNTIMES = {
+    "tflite": ("ai_edge_litert", "backports", "flatbuffers", "tqdm", "ml_dtypes"),
+    "onnx": ("onnxruntime", "flatbuffers", "packaging"),
+}
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_an_export_answers_where_nothing_but_its_runtime_is_installed(run, model, name, tmp_path):
+    runtime = RUNTIMES[name][0]
+    home = Path(pytest.importorskip(runtime).__file__).parents[1]
+    if name == "onnx":
+        pytest.importorskip("tf2onnx")
+    export.export_model(run, [name], out=tmp_path)
+    image = draw_images(1, 120, seed=5)[0]
+    Image.fromarray(image).save(tmp_path / "scan.png")
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    wanted = ("numpy", "numpy.libs", "PIL", "pillow.libs", "google", "typing_extensions.py")
+    for part in (*wanted, *RUNTIMES[name]):
+        if (home / part).exists():
+            (packages / part).symlink_to(home / part)
+    # -S and -I: no site-packages, no PYTHONPATH; then these packages alone.
+    code = (
+        "import runpy, sys; sys.path.append(sys.argv[1]); sys.argv = sys.argv[2:];"
+        "runpy.run_path(sys.argv[0], run_name='__main__');"
+        "assert not {'automl', 'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    script = tmp_path / name / "predict.py"
+    done = subprocess.run(
+        [sys.executable, "-S", "-I", "-c", code, packages, script, tmp_path / "scan.png"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    header, row = csv.reader(done.stdout.splitlines())
+    assert header == ["image", "label", "probability_healthy", "probability_tumour"]
+    expected = predict(model, resize_pixels(image, 96)[np.newaxis])[0]
+    np.testing.assert_allclose(np.array(row[2:], float), expected, atol=1e-4)
+    assert row[1] == ("tumour" if expected[1] >= 0.4 else "healthy")
+
+
+def test_a_format_with_other_answers_is_not_kept(run, model, tmp_path):
+    pixels = draw_images(4, 96, seed=5)
+    (tmp_path / "tflite").mkdir()
+    (tmp_path / "tflite" / "old").write_text("still here")
+    images = TestSet(pixels, np.clip(predict(model, pixels) + 1e-3, 0, 1))
+    with pytest.raises(ModelError, match=r"not kept: on 4 test images 100\.0% of the labels"):
+        export.export_model(run, ["tflite"], images=images, out=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["tflite", "old"]
+
+
+@pytest.mark.parametrize(
+    ("name", "largest", "agreement", "kept"),
+    [
+        ("onnx", 9e-5, 1.0, True),
+        ("onnx", 2e-4, 1.0, False),
+        ("onnx", 9e-5, 0.99, False),
+        ("tflite_int8", 0.2, 0.98, True),
+        ("tflite_int8", 0.01, 0.97, False),
+    ],
+)
+def test_what_a_proof_must_show(name, largest, agreement, kept):
+    parity = Parity("", "pixels", 100, largest, largest, agreement)
+    if kept:
+        export.refuse_different(name, parity)
+    else:
+        with pytest.raises(ModelError, match="100 test images"):
+            export.refuse_different(name, parity)
+
+
+def test_a_fast_file_that_is_not_equal_is_removed(run, model, tmp_path):
+    folder = shutil.copytree(run / "model", tmp_path / "model")
+    pixels = draw_images(4, 96, seed=5)
+    other = TestSet(pixels, np.clip(predict(model, pixels) + 1e-3, 0, 1))
+    assert set(export.prove_model(folder, other)) == {"saved_model"}
+    assert not (folder / "model.tflite").exists()
+    assert load(folder).engine.name == "saved_model"
 
 
 def test_an_unknown_format_is_named_with_those_allowed(run):
@@ -236,3 +323,11 @@ def test_other_files_are_not_taken_for_keras_models(tmp_path):
     (tmp_path / "model.h5").write_bytes(b"\x89HDF")
     with pytest.raises(ModelError, match=r"model\.keras"):
         export.load_keras_model(tmp_path / "model.h5")
+
+
+def test_code_inside_a_keras_file_is_not_run(tmp_path):
+    pixels = keras.Input((8, 8, 3))
+    hidden = keras.layers.Lambda(lambda x: x * 2)(pixels)
+    keras.Model(pixels, hidden).save(tmp_path / "model.keras")
+    with pytest.raises(ModelError, match="Lambda"):
+        export.load_keras_model(tmp_path / "model.keras")

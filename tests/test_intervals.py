@@ -9,6 +9,7 @@ from automl.evaluation.intervals import (
     bootstrap_metrics,
     bootstrap_ratio,
     effective_size,
+    independent_difference,
     wilson_interval,
 )
 from automl.evaluation.metrics import METRICS, compute_metrics
@@ -184,3 +185,14 @@ def test_many_classes_have_intervals_for_every_metric():
     found = bootstrap_metrics(y_true, odds / odds.sum(axis=1, keepdims=True), None)
     for name, interval in found.items():
         assert interval["low"] < interval["value"] <= interval["high"], name
+
+
+def test_a_difference_of_two_data_sets_joins_both_intervals():
+    first = {"value": 0.90, "low": 0.80, "high": 0.95}
+    second = {"value": 0.95, "low": 0.90, "high": 0.97}
+    change = independent_difference(first, second)
+    assert change["value"] == pytest.approx(-0.05)
+    assert change["low"] == pytest.approx(-0.05 - np.hypot(0.10, 0.02))
+    assert change["high"] == pytest.approx(-0.05 + np.hypot(0.05, 0.05))
+    unknown = independent_difference(first, {"value": 0.95, "low": None, "high": None})
+    assert unknown["value"] == pytest.approx(-0.05) and np.isnan(unknown["low"])

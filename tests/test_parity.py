@@ -21,58 +21,58 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def case(run):
-    """Pixels and what the Keras model says to them."""
+    """Images and what the Keras model says to them."""
     from serving_model import draw_images
 
     from automl.serving.export import load_keras_model
+    from automl.serving.parity import TestSet
 
     pixels = draw_images(24, 96, seed=4)
     model = load_keras_model(run / "model.keras")
-    return pixels, model(pixels.astype(np.float32), training=False).numpy()
+    return TestSet(pixels, model(pixels.astype(np.float32), training=False).numpy())
 
 
 def test_the_saved_model_is_equal_from_pixels_and_from_bytes(run, case, tmp_path):
     from automl.serving.parity import check_parity, check_parity_of_files
 
-    pixels, expected = case
     files = []
-    for number, image in enumerate(pixels):
+    for number, image in enumerate(case.pixels):
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(image).save(files[-1])
-    for parity in (
-        check_parity(run, pixels, expected),
-        check_parity_of_files(run, files, expected),
-    ):
+    for parity in (check_parity(run, case), check_parity_of_files(run, files, case.expected)):
         assert parity.images == 24
         assert parity.max_difference <= 1e-5
-        assert parity.agreement == 1.0
+        assert parity.agreement == 1.0 and parity.equal
         assert json.loads(json.dumps(parity.to_json()))["runtime"] == "saved_model"
 
 
 def test_the_fast_file_is_equal(run, case):
     from automl.serving.parity import check_parity
 
-    parity = check_parity(run / "model", *case, runtime="tflite")
+    parity = check_parity(run / "model", case, runtime="tflite")
     assert parity.max_difference <= 1e-4
     assert parity.agreement == 1.0
 
 
 def test_a_difference_is_found(run, case):
-    from automl.serving.parity import check_parity
+    from automl.serving.parity import TestSet, check_parity
 
-    pixels, expected = case
-    parity = check_parity(run, pixels, expected[:, ::-1], runtime="tflite")
+    # Whoever was called ill by the model is ill: it is perfect, and its opposite is not.
+    y_true = (case.expected[:, 1] > np.median(case.expected[:, 1])).astype(int)
+    wrong = TestSet(case.pixels, case.expected[:, ::-1], 1 - y_true)
+    parity = check_parity(run, wrong, runtime="tflite")
     assert parity.max_difference > 0.1
-    assert parity.agreement < 1
+    assert parity.agreement < 1 and not parity.equal
+    change = parity.auc_change
+    assert change["value"] == pytest.approx(-1, abs=0.01) and change["high"] < -0.5
 
 
 def test_not_a_number_is_the_worst_difference(run, case):
     from automl.serving.parity import compare
 
-    _, expected = case
-    broken = expected.copy()
+    broken = case.expected.copy()
     broken[0] = np.nan
-    parity = compare("tflite", "pixels", broken, expected, run / "model")
+    parity = compare("tflite", "pixels", broken, case.expected, run / "model")
     assert parity.max_difference == 1.0
 
 
@@ -81,7 +81,7 @@ def test_a_model_that_does_not_run_is_an_error_with_its_reason(run, case, tmp_pa
 
     (tmp_path / "model.tflite").write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"could not be run by its own runtime \(tflite\)"):
-        run_elsewhere("tflite", tmp_path, case[0])
+        run_elsewhere("tflite", tmp_path, case.pixels)
 
 
 def test_the_process_that_runs_it_has_neither_automl_nor_tensorflow(run, case, tmp_path):
@@ -90,9 +90,10 @@ def test_the_process_that_runs_it_has_neither_automl_nor_tensorflow(run, case, t
 
     from automl.serving.parity import RUNNER
 
-    np.save(tmp_path / "pixels.npy", case[0][:2])
+    np.save(tmp_path / "pixels.npy", case.pixels[:2])
     model = run / "model" / "model.tflite"
-    command = [sys.executable, "-I", RUNNER, "tflite", model, "pixels.npy", "answer.npz"]
+    command = [sys.executable, "-I", RUNNER, "--arrays", "tflite", model]
+    command += ["pixels.npy", "answer.npz"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     with np.load(tmp_path / "answer.npz") as answer:
         assert answer["loaded"].tolist() == []

@@ -276,7 +276,13 @@ def test_outside_images_join_the_report(finished, work):
     assert result.returncode == 0, result.stderr
     external = load_run(finished).report["evaluation"]["external"]
     assert [(part["name"], part["images"]) for part in external] == [("outside", 24)]
-    assert "outside" in (finished / "report.html").read_text()
+    change = external[0]["change"]["accuracy"]
+    assert change["low"] <= change["value"] <= change["high"]
+    internal = load_run(finished).report["evaluation"]["test"]["metrics"]["accuracy"]["value"]
+    outside = external[0]["metrics"]["accuracy"]["value"]
+    assert change["value"] == pytest.approx(outside - internal, abs=1e-5)
+    page = (finished / "report.html").read_text()
+    assert "outside" in page and "change from the test set above" in page
 
 
 def test_a_plan_is_printed_without_training(work):

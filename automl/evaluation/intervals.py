@@ -363,6 +363,22 @@ def _interval(value: float, low: float, high: float, codes: np.ndarray) -> Inter
     return {"value": value, "low": float(low), "high": float(high)}
 
 
+def independent_difference(first: Interval, second: Interval) -> Interval:
+    """First minus second, measured on different images (Newcombe 1998, method 10).
+
+    NaN or None in either part leaves the difference, or its interval, undefined.
+    """
+    parts = [
+        float("nan") if item[key] is None else float(item[key])
+        for item in (first, second)
+        for key in ("value", "low", "high")
+    ]
+    value = parts[0] - parts[3]
+    down = _joined(parts[0] - parts[1], parts[5] - parts[3], 0.0)
+    up = _joined(parts[2] - parts[0], parts[3] - parts[4], 0.0)
+    return {"value": value, "low": value - down, "high": value + up}
+
+
 def _joined(first: float, second: float, correlation: float) -> float:
     """The side of a difference's interval from the sides of its two parts."""
     return float(np.sqrt(max(first**2 + second**2 - 2 * correlation * first * second, 0.0)))

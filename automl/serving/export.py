@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from automl.records import ModelInfo
 from automl.serving.engines import make_interpreter
 from automl.serving.formats import build_two_outputs, convert_onnx, convert_tflite
 from automl.serving.manifest import FAST_FILE, hash_file, read_info, write_info
-from automl.serving.parity import FILES, check_parity
+from automl.serving.parity import FILES, RUNNER, TOLERANCE, Parity, TestSet, check_parity
 
-FAST_TOLERANCE = 1e-4
+# Formats whose numbers are rounded, and the least share of labels that must stay the same: below
+# it a file that looks like the evaluated model is not written.
+ROUNDED = ("tflite_float16", "tflite_int8")
+LEAST_AGREEMENT = 0.98
 FORMATS = ("saved_model", "tflite", "tflite_float16", "tflite_int8", "onnx")
 
 
@@ -37,7 +41,8 @@ def export_saved_model(model: keras.Model, info: ModelInfo, folder: Path) -> Mod
     Signatures: ``serving_default`` (images float32 (n, h, w, 3), 0-255, any h and w),
     ``encoded`` (strings (n,), bytes of JPEG or PNG files), both with the outputs
     ``probabilities`` (n, classes), ``class_index`` (n,) and ``label`` (n,); ``embed``
-    (images as above) with the output ``features`` (n, channels).
+    (images as above) with the outputs ``features`` (n, channels) and ``probabilities``, for
+    who wants both from one pass.
 
     Args:
         model: input "pixels", output "probabilities", a layer "features".
@@ -46,7 +51,7 @@ def export_saved_model(model: keras.Model, info: ModelInfo, folder: Path) -> Mod
 
     Returns:
         ``info`` with the hashes of what was written. The LiteRT file is left out where it
-        differs by more than FAST_TOLERANCE; prediction then uses the SavedModel.
+        differs by more than TOLERANCE; prediction then uses the SavedModel.
 
     Raises:
         ModelError: the model does not have the shape that ``info`` describes.
@@ -57,7 +62,7 @@ def export_saved_model(model: keras.Model, info: ModelInfo, folder: Path) -> Mod
         archive.track(model)
         images = tf.TensorSpec((None, None, None, 3), tf.float32, name="images")
         encoded = tf.TensorSpec((None,), tf.string, name="encoded")
-        features = build_two_outputs(model)
+        both = build_two_outputs(model)
 
         def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = resize_in_graph(images, info.image_size)
@@ -73,14 +78,15 @@ def export_saved_model(model: keras.Model, info: ModelInfo, folder: Path) -> Mod
 
         def embed(images: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = resize_in_graph(images, info.image_size)
-            return {"features": features(pixels, training=False)[1]}
+            probabilities, values = both(pixels, training=False)
+            return {"features": values, "probabilities": probabilities}
 
         archive.add_endpoint("serving_default", classify, input_signature=[images])
         archive.add_endpoint("encoded", classify_encoded, input_signature=[encoded])
         archive.add_endpoint("embed", embed, input_signature=[images])
         archive.write_out(str(temporary), verbose=False)
         fast = convert_tflite(model, info)
-        if measure_fast_difference(model, fast, info.image_size) <= FAST_TOLERANCE:
+        if measure_fast_difference(model, fast, info.image_size) <= TOLERANCE:
             (temporary / FAST_FILE).write_bytes(fast)
         return write_info(temporary, info, "saved_model")
 
@@ -163,8 +169,7 @@ def export_model(
     run_folder: Path,
     formats: Iterable[str],
     calibration: np.ndarray | None = None,
-    pixels: np.ndarray | None = None,
-    expected: np.ndarray | None = None,
+    images: TestSet | None = None,
     out: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -174,8 +179,7 @@ def export_model(
         run_folder: holds model.keras and model/.
         formats: of FORMATS.
         calibration: uint8 (n, size, size, 3) training images, for tflite_int8.
-        pixels: uint8 (n, size, size, 3) test images for the proof; None leaves it out.
-        expected: (n, classes), what the evaluated model said to ``pixels``.
+        images: of the test set, for the proof; None leaves it out.
         out: parent of the new folders; default ``run_folder``/exports.
 
     Returns:
@@ -184,7 +188,8 @@ def export_model(
 
     Raises:
         UsageError: an unknown format, or one whose converter is missing.
-        ModelError: the run has no model, or an export cannot be run.
+        ModelError: the run has no model, or an export cannot be run or gives other answers;
+            it is not kept then.
     """
     formats = list(formats)
     for name in formats:
@@ -198,38 +203,87 @@ def export_model(
         if progress is not None:
             progress(f"exporting {name}", done, len(formats))
         folder = (out or run_folder / "exports") / name
-        file = write_format(model, info, name, folder, calibration)
-        parity = None
-        if pixels is not None and expected is not None:
-            parity = check_parity(folder, pixels, expected).to_json()
+        with replace_folder(folder) as temporary:
+            file = write_format(model, info, name, temporary, calibration)
+            parity = None
+            if images is not None:
+                # Of formats that are the same numbers there is no change to be stated.
+                judged = images if name in ROUNDED else replace(images, y_true=None)
+                parity = check_parity(temporary, judged)
+                refuse_different(name, parity)
+                write_info(temporary, info, kind_of(name), {name: parity.to_json()})
         results.append(
             {
                 "format": name,
                 "folder": str(folder),
                 "mb": round(measure_folder(folder) / 1e6, 3),
-                "digest": hash_file(file),
-                "parity": parity,
+                "digest": hash_file(folder / file),
+                "parity": parity and parity.to_json(),
             }
         )
     return results
 
 
+def kind_of(name: str) -> str:
+    """Which runtime a format of FORMATS is for."""
+    return name if name in ("saved_model", "onnx") else "tflite"
+
+
 def write_format(
     model: keras.Model, info: ModelInfo, name: str, folder: Path, calibration: np.ndarray | None
-) -> Path:
-    """One format into ``folder``; returns its main file."""
+) -> str:
+    """One format into ``folder``; returns its main file's name."""
     if name == "saved_model":
         export_saved_model(model, info, folder)
-        return folder / "saved_model.pb"
-    if name == "onnx":
-        kind, data = "onnx", convert_onnx(model, info)
+        return "saved_model.pb"
+    kind = kind_of(name)
+    if kind == "onnx":
+        data = convert_onnx(model, info)
     else:
         precision = name.removeprefix("tflite").removeprefix("_") or "float32"
-        kind, data = "tflite", convert_tflite(model, info, precision, calibration)
-    with replace_folder(folder) as temporary:
-        (temporary / FILES[kind]).write_bytes(data)
-        write_info(temporary, info, kind)
-    return folder / FILES[kind]
+        data = convert_tflite(model, info, precision, calibration)
+    (folder / FILES[kind]).write_bytes(data)
+    # So that the folder can be used, and its use read, where automl is not installed.
+    shutil.copyfile(RUNNER, folder / "predict.py")
+    write_info(folder, info, kind)
+    return FILES[kind]
+
+
+def refuse_different(name: str, parity: Parity) -> None:
+    """Hold a proof against what the format promises.
+
+    Raises:
+        ModelError: it is not the evaluated model's answer.
+    """
+    if parity.equal or (name in ROUNDED and parity.agreement >= LEAST_AGREEMENT):
+        return
+    limit = f"at least {LEAST_AGREEMENT:.0%} of the labels"
+    if name not in ROUNDED:
+        limit = f"all labels, and differences up to {TOLERANCE:g}"
+    raise ModelError(
+        f"{name} gives other answers than the evaluated model, and was not kept: on "
+        f"{parity.images:,} test images {parity.agreement:.1%} of the labels agree and "
+        f"probabilities differ by up to {parity.max_difference:.1e}. Expected {limit}. Use the "
+        "format tflite or onnx, whose numbers are not rounded."
+    )
+
+
+def prove_model(folder: Path, images: TestSet) -> dict[str, Parity]:
+    """Proofs of a model folder's SavedModel and of the LiteRT file that predicts for it.
+
+    They join the manifest. A LiteRT file that is not equal is removed, and ``predict`` then
+    runs the SavedModel.
+    """
+    proofs = {"saved_model": check_parity(folder, images)}
+    if (folder / FAST_FILE).is_file():
+        fast = check_parity(folder, images, runtime="tflite")
+        if fast.equal:
+            proofs["tflite"] = fast
+        else:
+            (folder / FAST_FILE).unlink()
+    parity = {name: proof.to_json() for name, proof in proofs.items()}
+    write_info(folder, read_info(folder), "saved_model", parity)
+    return proofs
 
 
 def load_keras_model(path: Path) -> keras.Model:
@@ -246,6 +300,6 @@ def load_keras_model(path: Path) -> keras.Model:
         raise ModelError(f"{path} cannot be loaded: {error}") from error
 
 
-def measure_folder(folder: Path) -> int:
-    """Bytes of all files below ``folder``."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def measure_folder(folder: Path, pattern: str = "*") -> int:
+    """Bytes of all files below ``folder``, or of those whose names match."""
+    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())

@@ -30,11 +30,11 @@ USE = {
     "float32 (n, h, w, 3) in 0-255 of any size; 'encoded' takes the bytes of JPEG or PNG files, "
     "'embed' returns features. TensorFlow alone is enough.",
     "tflite": "LiteRT signature 'serving_default', input 'pixels' float32 (1, size, size, 3) in "
-    "0-255, outputs 'probabilities' and 'features'. Resize as tf.image.resize does with bilinear "
-    "and antialias, then round.",
+    "0-255, outputs 'probabilities' and 'features'. predict.py shows how, and how to resize: "
+    "python predict.py scan.png needs ai-edge-litert, numpy and pillow.",
     "onnx": "ONNX Runtime, input 'pixels' float32 (n, size, size, 3) in 0-255, outputs "
-    "'probabilities' and 'features'. Resize as tf.image.resize does with bilinear and antialias, "
-    "then round.",
+    "'probabilities' and 'features'. predict.py shows how, and how to resize: python predict.py "
+    "scan.png needs onnxruntime, numpy and pillow.",
 }
 
 
@@ -44,13 +44,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_info(folder: Path, info: ModelInfo, kind: str) -> ModelInfo:
+def write_info(
+    folder: Path, info: ModelInfo, kind: str, parity: dict[str, Any] | None = None
+) -> ModelInfo:
     """Hash what is in ``folder`` and write automl.json and manifest.json.
 
     Args:
         folder: holds the finished model.
         info: its hashes are replaced; missing versions are filled in.
         kind: saved_model, tflite or onnx; decides the explanation in the manifest.
+        parity: how far what is in the folder is from the evaluated model, by format.
 
     Returns:
         ``info`` with hashes and versions, as written.
@@ -70,6 +73,7 @@ def write_info(folder: Path, info: ModelInfo, kind: str) -> ModelInfo:
         "kind": kind,
         "use": USE[kind],
         "label": describe_rule(info),
+        "parity": parity,
         **asdict(info),
         "files": {**hashes, INFO_FILE: hash_file(folder / INFO_FILE)},
     }

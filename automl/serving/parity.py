@@ -3,19 +3,22 @@
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from automl.errors import ModelError
+from automl.evaluation.intervals import bootstrap_difference
 from automl.serving.engines import choose_classes
 from automl.serving.manifest import MANIFEST_FILE, find_model_folder, read_info, read_json
 
 RUNNER = Path(__file__).with_name("run_export.py")
 FILES = {"tflite": "model.tflite", "onnx": "model.onnx"}
 TIMEOUT_SECONDS = 1800.0
+# Largest difference in probability that two runtimes of the same numbers may show.
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Parity:
     ``max_difference`` and ``mean_difference`` are of probabilities, over images and classes;
     ``agreement`` is the share of images with the same label at the threshold.
     ``runtime`` names what ran it and ``source`` what it was given: pixels or bytes.
+    ``auc_change`` is the export's ROC AUC minus the model's, {value, low, high} at 95 %, where
+    the true classes were given.
     """
 
     runtime: str
@@ -33,23 +38,39 @@ class Parity:
     max_difference: float
     mean_difference: float
     agreement: float
+    auc_change: dict[str, float] | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether the export may stand for the evaluated model without another word."""
+        return self.max_difference <= TOLERANCE and self.agreement == 1.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def check_parity(
-    path: Path,
-    pixels: np.ndarray,
-    expected: np.ndarray,
-    runtime: str | None = None,
-) -> Parity:
+@dataclass(frozen=True)
+class TestSet:
+    """Images with what the evaluated model said of them; row i is image i.
+
+    ``pixels`` uint8 (n, size, size, 3), already resized; ``expected`` (n, classes);
+    ``y_true`` int (n,); ``groups`` int (n,), whose equal numbers belong together.
+    """
+
+    __test__ = False  # for pytest: a noun, no test
+
+    pixels: np.ndarray
+    expected: np.ndarray
+    y_true: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+
+def check_parity(path: Path, images: TestSet, runtime: str | None = None) -> Parity:
     """Run an export on images in memory, by its own runtime in a fresh process.
 
     Args:
         path: a model folder, or a folder that ``export_model`` wrote.
-        pixels: uint8 (n, size, size, 3), already resized.
-        expected: (n, classes), the probabilities of the evaluated model.
+        images: with ``y_true`` the change of ROC AUC is stated as well.
         runtime: saved_model, tflite or onnx; None: what the folder's manifest says. With
             tflite a SavedModel folder's own model.tflite is run.
 
@@ -58,8 +79,15 @@ def check_parity(
     """
     folder = find_model_folder(Path(path))
     kind = runtime or read_json(folder / MANIFEST_FILE)["kind"]
-    found = run_elsewhere(kind, folder, np.asarray(pixels))
-    return compare(kind, "pixels", found, expected, folder)
+    found = run_elsewhere(kind, folder, np.asarray(images.pixels))
+    parity = compare(kind, "pixels", found, images.expected, folder)
+    if images.y_true is None:
+        return parity
+    threshold = read_info(folder).threshold if images.expected.shape[1] == 2 else None
+    change = bootstrap_difference(
+        images.y_true, found, images.expected, (threshold, threshold), images.groups
+    )["roc_auc"]
+    return replace(parity, auc_change={key: change[key] for key in ("value", "low", "high")})
 
 
 def check_parity_of_files(path: Path, files: list[Path], expected: np.ndarray) -> Parity:
@@ -83,7 +111,10 @@ def run_elsewhere(kind: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
         given, answer = Path(temporary, "inputs.npy"), Path(temporary, "answer.npz")
         np.save(given, inputs)
         # -I: neither the working directory nor PYTHONPATH, so that only packages are found.
-        command = [sys.executable, "-I", str(RUNNER), kind, str(target), str(given), str(answer)]
+        command = [
+            *(sys.executable, "-I", str(RUNNER), "--arrays"),
+            *(kind, str(target), str(given), str(answer)),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

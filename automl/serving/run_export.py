@@ -1,13 +1,18 @@
-"""Run one exported model on stored inputs; knows its runtime and NumPy, and nothing of automl.
+"""Run one exported model; needs its runtime, NumPy and, for image files, Pillow.
 
-    python -I run_export.py KIND MODEL INPUTS.npy OUTPUT.npz
+    python predict.py scan.png …                                       answers as CSV
+    python run_export.py --arrays KIND MODEL INPUTS.npy OUTPUT.npz     used by automl's proofs
 
-KIND is saved_model, encoded (inputs are files' bytes), tflite or onnx. Used by
-``automl.serving.parity`` in a fresh process, and short enough to copy from.
+The first form is that of the copy which lies in an export's folder; it reads manifest.json and
+the model beside it, and takes 8-bit images. KIND is saved_model, encoded (inputs are files'
+bytes), tflite or onnx. Nothing of automl is imported, so it is short enough to copy from.
 """
 
+import csv
+import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -60,7 +65,7 @@ def run_onnx(path: str, inputs: np.ndarray) -> np.ndarray:
     )
 
 
-def main(kind: str, path: str, inputs_path: str, output_path: str) -> None:
+def run_arrays(kind: str, path: str, inputs_path: str, output_path: str) -> None:
     """Run and store: probabilities and the names of the modules that were loaded."""
     inputs = np.load(inputs_path, mmap_mode=None if kind == "encoded" else "r")
     if kind == "tflite":
@@ -74,5 +79,60 @@ def main(kind: str, path: str, inputs_path: str, output_path: str) -> None:
     np.savez(output_path, probabilities=probabilities, loaded=np.array(loaded, dtype="U32"))
 
 
+def read_image(path: str, size: int) -> np.ndarray:
+    """An 8-bit image file as the model wants it: uint8 (size, size, 3)."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+            raise SystemExit(f"{path} has more than 8 bits; `automl predict` can read it.")
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if pixels.shape[:2] != (size, size):
+        pixels = resize(resize(pixels, size).swapaxes(0, 1), size).swapaxes(0, 1)
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def resize(values: np.ndarray, n_out: int) -> np.ndarray:
+    """The first axis of (n, m, 3) as ``tf.image.resize(…, "bilinear", antialias=True)`` has it."""
+    one, half, n_in = np.float32(1), np.float32(0.5), len(values)
+    inverse = one / (np.float32(n_out) / np.float32(n_in))
+    radius = max(inverse, one)
+    centre = (np.arange(n_out, dtype=np.float32) + half) * inverse
+    start = np.clip(np.ceil(centre - radius - half).astype(int), 0, n_in - 1)
+    end = np.clip(np.floor(centre + radius - half).astype(int), 0, n_in - 1) + 1
+    taps, weights = [], []
+    for tap in range((end - start).max()):
+        source = start + tap
+        distance = np.abs((source.astype(np.float32) + half - centre) * (one / radius))
+        taps.append(np.minimum(source, n_in - 1))
+        weights.append(np.where(source < end, np.maximum(0, one - distance), 0).astype(np.float32))
+    scale = one / sum(weights[1:], weights[0])
+    parts = [values[t] * (w * scale)[:, None, None] for t, w in zip(taps, weights, strict=True)]
+    return sum(parts[1:], parts[0])
+
+
+def answer_files(files: list[str]) -> None:
+    """CSV on standard output: image, label, and the probability of each class."""
+    folder = Path(__file__).resolve().parent
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    classes, run = manifest["classes"], {"tflite": run_tflite, "onnx": run_onnx}[manifest["kind"]]
+    model = str(folder / f"model.{manifest['kind']}")
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(["image", "label", *(f"probability_{name}" for name in classes)])
+    for start in range(0, len(files), BATCH):
+        batch = files[start : start + BATCH]
+        pixels = np.stack([read_image(file, manifest["image_size"]) for file in batch])
+        for file, row in zip(batch, run(model, pixels), strict=True):
+            index = int(row.argmax())
+            if len(classes) == 2:
+                index = int(row[1] >= np.float32(manifest["threshold"]))
+            out.writerow([file, classes[index], *(f"{value:.8g}" for value in row)])
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:2] == ["--arrays"]:
+        run_arrays(*sys.argv[2:])
+    elif len(sys.argv) > 1:
+        answer_files(sys.argv[1:])
+    else:
+        raise SystemExit(__doc__)
