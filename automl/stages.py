@@ -432,6 +432,7 @@ def evaluate_winner(
         threshold=winner.threshold,
         groups_test=split.group[test],
         group_kind=group_kind,
+        patients_test=patient_codes([dataset.samples[row].group for row in test]),
         temperature=winner.temperature,
         without_twins=without,
         attributes={
@@ -460,6 +461,12 @@ def evaluate_winner(
             dataset.classes,
         )
     return parts
+
+
+def patient_codes(patients: Sequence[str | None]) -> np.ndarray | None:
+    """Patients as 0 … P-1, int (n,); None if one of them is unknown."""
+    known = [patient for patient in patients if patient]
+    return np.unique(known, return_inverse=True)[1] if len(known) == len(patients) else None
 
 
 def export_winner(

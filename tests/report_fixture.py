@@ -454,7 +454,7 @@ def binary_evaluation() -> dict[str, Any]:
             "temperature": 1.63,
             "test_evaluations": 1,
             "without_twins": {"images": 389, "metrics": metrics(0.954, 0.988, 0.021)},
-            "group_level": {"metrics": metrics(0.951, 0.987, 0.022)},
+            "group_level": {"groups": 187, "metrics": metrics(0.951, 0.987, 0.022)},
         },
         "thresholds": [
             policy("youden", 0.431, 0.9524, 0.9708, 0.9639, 0.9614),

@@ -52,6 +52,7 @@ def binary() -> tuple[dict[str, Any], dict[str, Any]]:
     generator = np.random.default_rng(5)
     given = inputs(
         group_kind="patients",
+        patients_test=np.arange(160) // 2,
         without_twins=np.arange(160) % 2 == 0,
         attributes={"sex": list(generator.choice(["f", "m"], 160)), "site": ["A"] * 160},
         baselines={

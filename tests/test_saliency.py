@@ -248,12 +248,12 @@ def test_the_heat_falls_on_a_planted_lesion_and_without_what_was_learned_it_does
     if not weights:
         pytest.skip("the backbone's weights are not in ../shared")
     keras.utils.set_random_seed(1)
-    pixels, y_true, masks = draw_lesions(monkeypatch, 250, 128)
-    model = train_detector(pixels[:400], y_true[:400], str(weights[0]))
-    probabilities = model.predict(pixels[400:].astype(np.float32), verbose=0)
-    assert compute_metrics(y_true[400:], probabilities)["roc_auc"] > 0.95
+    pixels, y_true, masks = draw_lesions(monkeypatch, 200, 128)
+    model = train_detector(pixels[:320], y_true[:320], str(weights[0]))
+    probabilities = model.predict(pixels[320:].astype(np.float32), verbose=0)
+    assert compute_metrics(y_true[320:], probabilities)["roc_auc"] > 0.95
 
-    ill = 400 + np.flatnonzero(y_true[400:] == 1)
+    ill = 320 + np.flatnonzero(y_true[320:] == 1)
     lesions = centre_of_mass(masks[ill].astype(float))
     elsewhere = np.random.default_rng(0).permuted(np.tile(np.arange(len(ill)), (50, 1)), axis=1)
 
@@ -272,7 +272,7 @@ def test_the_heat_falls_on_a_planted_lesion_and_without_what_was_learned_it_does
     hits, by_chance, distance = judge(model)
     assert hits > 0.25 and hits > 2.5 * by_chance
     assert distance < 0.6
-    copies = np.array([judge(randomised_copy(model, seed)) for seed in range(3)])
+    copies = np.array([judge(randomised_copy(model, seed)) for seed in range(2)])
     random_hits, random_chance, random_distance = copies.mean(axis=0)
     assert random_hits < 0.5 * hits and random_hits < random_chance + 0.1
     assert random_distance > 0.85

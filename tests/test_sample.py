@@ -50,14 +50,14 @@ def test_the_same_seed_draws_the_same_bits_and_another_seed_does_not(small, tmp_
 def test_the_drawing_has_not_changed_without_a_new_version():
     # Means of bands, not a digest: processors differ in the last bit of a sine.
     bands = draw_heads(0, 2, 2, 32).reshape(4, 4, 8, 32).mean(axis=(2, 3))
-    assert sample.VERSION == 2
+    assert sample.VERSION == 3
     assert np.allclose(
         bands,
         [
-            [26.8, 57.4, 61.0, 25.6],
-            [30.6, 54.9, 56.9, 28.5],
-            [17.0, 50.0, 47.2, 13.8],
-            [20.6, 45.6, 43.9, 17.8],
+            [27.2, 57.3, 60.5, 26.0],
+            [30.7, 55.4, 56.5, 28.4],
+            [17.4, 49.7, 47.0, 13.9],
+            [20.5, 45.7, 43.9, 17.7],
         ],
         atol=0.2,
     )
@@ -97,7 +97,7 @@ def test_half_of_the_patients_have_a_lesion():
 
 @pytest.mark.slow
 def test_drawing_the_whole_sample_takes_seconds(tmp_path):
-    start = time.perf_counter()
+    start = time.process_time()
     dataset = draw_sample(tmp_path)
-    assert time.perf_counter() - start < 15
-    assert len(dataset.samples) == 480
+    assert time.process_time() - start < 15
+    assert len(dataset.samples) == 680

@@ -57,6 +57,7 @@ def evaluate_model(
     threshold: float | None,
     groups_test: np.ndarray | None = None,
     group_kind: str = "images",
+    patients_test: np.ndarray | None = None,
     p_test_before: np.ndarray | None = None,
     temperature: float = 1.0,
     without_twins: np.ndarray | None = None,
@@ -81,7 +82,8 @@ def evaluate_model(
         images_test: the images' names, (n,).
         threshold: of the positive class, chosen on validation; None for more than two classes.
         groups_test: int (n,), what intervals resample; None: every image by itself.
-        group_kind: images, near-duplicates or patients; patients are also evaluated as such.
+        group_kind: images, near-duplicates, patients or both, as the page says it.
+        patients_test: int (n,), to be evaluated by one vote each; None where they are unknown.
         p_test_before: test probabilities without temperature scaling (n, k), for the diagram.
         without_twins: bool (n,), True for the images to keep when near-copies are left out.
         attributes: columns for subgroups, each (n,).
@@ -138,11 +140,15 @@ def evaluate_model(
             "images": int(without_twins.sum()),
             "metrics": measure(without_twins),
         }
-    if group_kind == "patients" and groups_test is not None:
-        labels, means = by_group(y_test, p_test, groups_test, positive_index if binary else None)
+    if patients_test is not None:
+        of = positive_index if binary else None
+        labels, means = by_group(y_test, p_test, patients_test, of)
+        # What patients are resampled with: those whose images are near-copies go together.
+        firsts = np.unique(patients_test, return_index=True)[1]
+        units = None if groups_test is None else groups_test[firsts]
         test["group_level"] = {
             "groups": len(labels),
-            "metrics": bootstrap_metrics(labels, means, threshold, None, seed, positive_index),
+            "metrics": bootstrap_metrics(labels, means, threshold, units, seed, positive_index),
         }
     report(2)
     named = (images_test, classes, y_test, predicted, p_test)

@@ -182,7 +182,8 @@ def grouping(part: dict[str, Any]) -> str:
     if groups is None or kind == "images":
         return ""
     if "patients" in kind:
-        return f" of {plural(groups, 'patient')}"
+        merged = "" if kind == "patients" else " (those with near-copies counted as one)"
+        return f" of {plural(groups, 'patient')}{merged}"
     what = "near-copies" if kind in ("twins", "near-duplicates") else kind or "unknown kind"
     return f" in {groups:,} groups ({what} kept together)"
 

@@ -8,7 +8,16 @@ conventions, set here and printed with every sentence.
 from collections.abc import Callable
 from typing import Any
 
-from automl.reporting.formats import brief, interval, number, plural, points, scientific, words
+from automl.reporting.formats import (
+    brief,
+    interval,
+    number,
+    plural,
+    points,
+    scientific,
+    span,
+    words,
+)
 
 LEVELS = ("pass", "caution", "fail")
 # Wider than this and the second digit of a percentage is unknown.
@@ -165,7 +174,11 @@ def calibrated(report: dict[str, Any]) -> Answer:
         text = f"Probabilities can be taken at their word: off by {value} on average (ECE)."
         return "pass", text, "calibration"
     level = "fail" if error["value"] > UNCALIBRATED else "caution"
-    text = f"Probabilities are off by {value} on average (ECE, limit {100 * CALIBRATED:.0f})."
+    text = f"Probabilities are off by {value} on average (ECE, limit {100 * CALIBRATED:.0f})"
+    if error["low"] is not None and error["low"] <= CALIBRATED:
+        low, high = (number(100 * error[side], 1) for side in ("low", "high"))
+        text += f", perhaps by chance: the 95\u202f% interval is {low} to {high}"
+    text += "."
     return level, text, "calibration"
 
 
@@ -223,8 +236,11 @@ def patients_known(report: dict[str, Any]) -> Answer:
     if not kind or groups is None or kind == "images":
         text = "Patients are not known, so images of one patient may be in train and test."
         return "caution", text, "split"
-    if "patient" in kind:
+    if kind == "patients":
         return "pass", f"Each of {plural(groups, 'patient')} is on one side of the split.", "split"
+    if "patient" in kind:
+        text = f"Every patient is on one side of the split: {groups:,} patients, those with "
+        return "pass", f"{text}near-copies of each other counted as one.", "split"
     text = (
         f"Patients are not known; {groups:,} groups of near-copies were kept whole "
         "instead. If one patient has several scans, the intervals are too narrow."

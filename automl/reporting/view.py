@@ -245,7 +245,10 @@ def metric_table(report: dict[str, Any]) -> dict[str, Any]:
             test["without_twins"]["metrics"] or {}
         )
     if test["group_level"]:
-        columns["One vote for each group"] = test["group_level"]["metrics"] or {}
+        patients = number(test["group_level"]["groups"])
+        columns[f"One vote for each patient ({patients} patients)"] = (
+            test["group_level"]["metrics"] or {}
+        )
     rows = []
     for name in METRIC_NAMES:
         items = [values.get(name) for values in columns.values()]
