@@ -15,7 +15,6 @@ from automl.reporting.formats import (
     plural,
     points,
     scientific,
-    span,
     words,
 )
 
