@@ -557,6 +557,11 @@ def wait_until(condition, seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
+def stat(task: Path) -> list[str]:
+    """What Linux says of a thread, from its state on; 16 is its nice value."""
+    return (task / "stat").read_text().rpartition(")")[2].split()
+
+
 @pytest.mark.slow
 def test_a_sink_beside_a_search_copies_it_and_finishes_with_it(sent, tmp_path, empty_store):
     other = tmp_path / "live" / "heads"
@@ -568,6 +573,10 @@ def test_a_sink_beside_a_search_copies_it_and_finishes_with_it(sent, tmp_path, e
     write_events(other, events[:20])
     wait_until(lambda: read_link(other) is not None)
     assert read(other)["search"]["status"] == "RUNNING"
+    tasks = Path(f"/proc/{sink._process.pid}/task")
+    nice = {path.name: int(stat(path)[16]) for path in tasks.iterdir()}
+    assert nice.pop(str(sink._process.pid)) == 0, "for the last copy somebody waits"
+    assert 19 in nice.values(), "beside the search copies give way"
     write_events(other, events[20:])
     write_files(other)
     result = sink.stop()

@@ -1,11 +1,10 @@
 """Send a run's journal to MLflow beside the search that writes it.
 
 ``MlflowSink`` starts this module as a process of its own, which follows the journal. A
-process, not a thread, because importing MLflow costs 1.7 s and 100 MB, because a call that
-hangs can then never hold the search, and because the lowest priority is had by a process
-only. It copies while that takes less than a hundredth of the search's time, and not at all
-while the server does not answer; the rest is left to the last copy, after the search. The
-search itself never loads MLflow.
+process, not a thread, because importing MLflow costs 1.7 s and 100 MB, and because a call that
+hangs can then never hold the search. It copies at the lowest priority, while that takes less
+than a hundredth of the search's time, and not at all while the server does not answer; the
+rest is left to the last copy, after the search. The search itself never loads MLflow.
 """
 
 import argparse
@@ -173,7 +172,11 @@ def follow(
     threading.Thread(target=listen, daemon=True).start()
     lookout = Lookout(uri)
     lookout.start()
-    _copy_while_it_runs(folder, uri, experiment, share, lookout, stopped)
+    copier = threading.Thread(
+        target=_copy_while_it_runs, args=(folder, uri, experiment, share, lookout, stopped)
+    )
+    copier.start()
+    copier.join()
     compute = _load_function(difference) if difference else None
     if orders:
         problem = lookout.last_word(seconds=0.5)
@@ -197,6 +200,9 @@ def _copy_while_it_runs(
     stopped: threading.Event,
 ) -> None:
     """Copy whenever the journal has grown, the server answers, and the time spent allows it."""
+    # On Linux of this thread alone: the last copy, for which somebody waits, is not held back.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
     journal = folder / FILE_NAME
     began = time.monotonic()
     mirror, expected = None, None
@@ -273,7 +279,6 @@ def main() -> int:
     parser.add_argument("--promote", action="store_true")
     parser.add_argument("--share", type=float, required=True)
     options = vars(parser.parse_args())
-    os.nice(19)
     uri = sys.stdin.readline().strip()
     try:
         result = follow(uri=uri, commands=sys.stdin, **options)

@@ -28,6 +28,8 @@ from automl.tracking.replay import FAILURE_NOTE, PARENT, TrackedRun, redact, sho
 
 # MLflow takes 100 params and 100 tags in a batch, and 1,000 things in all.
 BATCH_METRICS, BATCH_OTHERS = 800, 100
+# Without it MLflow's pages take an experiment of runs and models for one of chats.
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @contextmanager
@@ -100,7 +102,7 @@ def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
         if uri.startswith("sqlite:///"):
             location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags=KIND)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
