@@ -180,6 +180,13 @@ def test_a_wrong_path_says_what_was_expected(make, error, words, tmp_path):
         load_dataset(SearchConfig(data=str(path)))
 
 
+def test_a_folder_of_volumes_says_what_to_do_with_them(tmp_path):
+    (tmp_path / "tumour").mkdir()
+    (tmp_path / "tumour" / "head.nii.gz").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(AutomlError, match=r"No images.*1 files.*volumes \(NIfTI\), the slices"):
+        load_dataset(SearchConfig(data=str(tmp_path)))
+
+
 def test_a_folder_of_loose_images_says_that_class_folders_are_missing(tmp_path):
     make_file(tmp_path, "a.png", corpus.jpeg)
     with pytest.raises(AutomlError, match="no folders"):

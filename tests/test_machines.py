@@ -25,7 +25,10 @@ NOBODY = 65534
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """As a user whom permissions bind, also where the tests run as root."""
+    """As a user whom permissions bind, also where the tests run as root.
+
+    What is used inside must have been imported before: that user may not read Python itself.
+    """
     if os.geteuid() != 0:
         yield
         return
@@ -57,14 +60,14 @@ def test_what_one_may_not_read_is_left_out_and_named(place: Path) -> None:
     (root / "healthy" / "more").chmod(0)
     with unprivileged():
         dataset = load_dataset(SearchConfig(data=str(root)))
-        scan = scan_images(dataset, 32, place / "cache")
+        scan = scan_images(dataset, None, place / "cache")
     (root / "healthy" / "more").chmod(0o755)
     found = {f.check: (f.count, f.examples) for f in (*dataset.findings, *scan.findings)}
     assert found == {
         "closed_folders": (1, ("healthy/more",)),
         "unreadable": (1, ("tumour/t03.png",)),
     }
-    assert len(scan.dataset.samples) == len(scan.pixels) == 23
+    assert len(scan.dataset.samples) == len(scan.facts) == 23
 
 
 def test_a_read_only_data_folder_is_enough_and_stays_as_it_is(place: Path) -> None:
@@ -73,16 +76,18 @@ def test_a_read_only_data_folder_is_enough_and_stays_as_it_is(place: Path) -> No
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))}
     with unprivileged():
-        scan, split = split_folder(root, place / "cache")
-    assert len(scan.dataset.samples) == 24 and split.leaking_pairs == 0
+        dataset = load_dataset(SearchConfig(data=str(root)))
+        scan = scan_images(dataset, None, place / "cache")
+    assert len(scan.dataset.samples) == 24 and scan.findings == ()
     assert {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*"))} == before
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_a_way_out(place: Path) -> None:
     root = write_pictures(place / "scans")
     (place / "cache").mkdir(mode=0o555)
+    dataset = load_dataset(SearchConfig(data=str(root)))
     with unprivileged(), pytest.raises(StorageError, match=r"(?s)Permission denied.*--cache-dir"):
-        split_folder(root, place / "cache")
+        scan_images(dataset, None, place / "cache")
 
 
 def test_a_file_that_vanishes_before_it_is_read_is_left_out_and_named(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def read_folder(root: Path, config: SearchConfig) -> Dataset:
     """A folder: the one CSV in it that fits, or split folders, or class folders."""
     files, findings = list_images(root)
     if not files:
-        more = "".join(f" {finding.title}" for finding in findings)
+        more = "".join(f" {finding.title} {finding.remedy}" for finding in findings)
         raise UsageError(
             f"No images under {root}. Expected one folder per class, such as "
             f"{root.name}/tumour/p01_1.png, or a CSV file with its images.{more}"
