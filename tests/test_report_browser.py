@@ -266,7 +266,7 @@ def write_hostile_data(folder: Path) -> Path:
         name = f"{run.format('file')} {i:02d}"
         if i < 8:
             name = f"=cmd{i}.dcm"
-            tags = {"Manufacturer": run.format("dicom"), "StationName": run.format("dicom")}
+            tags = {"Manufacturer": run.format("dicom"), "SeriesDescription": run.format("dicom")}
             data = make_dicom(pixels.astype(np.uint16), run.format(f"patient {i}"), **tags)
             (folder / name).write_bytes(data)
         elif i % 3:
