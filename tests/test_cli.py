@@ -354,6 +354,9 @@ def test_doctor_tells_programs_and_people_what_is_missing(tmp_path, capsys):
     assert check_folder("runs", tmp_path / "file")["status"] == "missing"
     assert check_package("no-such-package-here")["status"] == "missing"
     assert check_mlflow(tmp_path, "http://127.0.0.1:9")["status"] == "missing"
+    for uri in ("http://ann:s3cr3t@127.0.0.1:9", "http://ann:s3/cr3t@127.0.0.1:9", "mlruns"):
+        check = check_mlflow(tmp_path, uri)
+        assert check["status"] == "missing" and "cr3t" not in check["detail"]
     assert check_weights()["status"] in ("ok", "absent")
 
 

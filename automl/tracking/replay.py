@@ -154,7 +154,7 @@ def _child(
         "automl.configuration": str(number),
         "automl.bracket": str(last["bracket"]),
         "automl.round": str(last["round"]),
-        "automl.rungs": " > ".join(str(trial["epochs"]) for trial in trials) + " epochs",
+        "automl.rungs": "epochs " + " > ".join(str(trial["epochs"]) for trial in trials),
     }
     if end is not None:
         tags["automl.best"] = str(end.get("best") in item.started).lower()
@@ -341,16 +341,9 @@ def _note(
         f"**{data.get('name', '?')}** ({classes}), digest `{str(data.get('digest', ''))[:12]}`. "
         "For research use only.",
         "",
-        f"Plan: {plan.get('configurations', '?')} configurations, "
-        f"{plan.get('trials', '?')} trials, {plan.get('epochs', '?')} epochs.",
-        "",
-        "| bracket | " + "trials × epochs, rung by rung |",
-        "|---|---|",
+        f"Progress: {tags['automl.progress']}.",
     ]
-    for bracket in plan.get("brackets", []):
-        rungs = " → ".join(f"{rung['size']} × {rung['epochs']}" for rung in bracket["rungs"])
-        lines.append(f"| {bracket['bracket']} | {rungs} |")
-    lines += ["", f"Progress: {tags['automl.progress']}."]
+    # The page shows a few lines and folds the rest: results first.
     if end is not None and is_number(end.get("score")):
         objective = start["config"].get("objective", "score")
         lines.append(f"Best: trial {end.get('best')}, validation {objective} {end['score']:.4f}.")
@@ -362,6 +355,17 @@ def _note(
                     f"On {event['on']} ({event.get('images', '?')} images): ROC AUC "
                     f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]."
                 )
+    lines += [
+        "",
+        f"Plan: {plan.get('configurations', '?')} configurations, "
+        f"{plan.get('trials', '?')} trials, {plan.get('epochs', '?')} epochs.",
+        "",
+        "| bracket | trials × epochs, rung by rung |",
+        "|---|---|",
+    ]
+    for bracket in plan.get("brackets", []):
+        rungs = " → ".join(f"{rung['size']} × {rung['epochs']}" for rung in bracket["rungs"])
+        lines.append(f"| {bracket['bracket']} | {rungs} |")
     return shorten("\n".join(lines))
 
 
