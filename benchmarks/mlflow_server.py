@@ -54,7 +54,7 @@ TIMES = ("start", "end")
 OWN_PARAMS = ("name", "out", "tracking_uri", "register")
 OWN_TAGS = (
     "automl.run_id", "automl.created", "automl.events", "automl.sessions", "automl.artifacts",
-    "automl.digest", "mlflow.source.name",
+    "automl.digest", "mlflow.source.name", "mlflow.runName",
 )  # fmt: skip
 
 
