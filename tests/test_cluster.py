@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_pipeline import QUICK, write_scans
+from test_study import make_study
 
-from automl.errors import ClusterError, StorageError, UsageError
+from automl.errors import ClusterError, StorageError, UsageError, WeightsError
 from automl.search import host
 from automl.search.spec import PixelSource
 
@@ -135,6 +137,16 @@ def work(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def cluster(bench, work):
+    """Two workers; one begins on the driver's folders, both are later apart."""
+    cluster = bench.Cluster(work / "cluster", bench.Here(work), workers=1)
+    cluster.net = bench.Here(work, apart=True)
+    cluster.workers.append(None)
+    yield cluster
+    cluster.close()
+
+
 def search(bench, work, name, *extra):
     words = [sys.executable, str(ROOT / "run_search.py"), "--data", str(work / "scans"), *QUICK]
     words += ["--out", str(work / "out"), "--cache-dir", str(work / "cache"), "--name", name]
@@ -142,57 +154,125 @@ def search(bench, work, name, *extra):
     return bench.Search([*words, *extra], work / "out" / name)
 
 
-@pytest.mark.slow
-def test_a_cluster_that_is_killed_and_restarted_finds_what_one_worker_finds(bench, work):
-    one = search(bench, work, "one", "--workers", "1", "--threads", "1")
-    one.finish()
-    expected = bench.trials(one.run)
-    assert len(expected) == 6
-    # One worker shares the driver's folders, the other has its own.
-    nets = [bench.Here(work), bench.Here(work, apart=True)]
-    cluster = bench.Cluster(work / "cluster", nets[0], workers=1)
-    try:
-        cluster.net = nets[1]
-        cluster.workers.append(None)
-        many = search(bench, work, "many", "--scheduler", cluster.address)
-        wait_for(bench, many, 2)
-        cluster.kill_worker(0)
-        cluster.kill_trial(1)
-        wait_for(bench, many, 4)
-        cluster.restart_scheduler(1.0)
-        many.finish()
-    finally:
-        cluster.close()
-    assert bench.trials(many.run) == expected
-    ended = [e["trial"] for e in bench.events(many.run) if e["event"] == "trial_ended"]
-    assert sorted(ended) == sorted(set(ended))
-    assert list((many.run / "checkpoints").glob("*.npz"))
-    assert (work / "cluster" / "worker1" / "cache" / "scans").is_dir()
-
-
 def wait_for(bench, running, started: int) -> None:
     while running.running() and bench.count(running.run, "trial_started") < started:
         time.sleep(0.1)
 
 
+def trial_processes(bench, cluster) -> list[int]:
+    return [child for worker in cluster.workers for child in bench.children(worker.pid)]
+
+
 @pytest.mark.slow
-def test_ctrl_c_ends_the_trials_of_the_cluster_too(bench, work):
-    cluster = bench.Cluster(work / "interrupted", bench.Here(work), workers=1)
-    try:
-        running = search(
-            bench, work, "stopped", "--scheduler", cluster.address, "--max-epochs", "81"
+def test_ctrl_c_ends_the_trials_of_the_cluster_too(bench, work, cluster):
+    running = search(bench, work, "stopped", "--scheduler", cluster.address, "--max-epochs", "81")
+    wait_for(bench, running, 2)
+    assert trial_processes(bench, cluster)
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(30) == 130
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and trial_processes(bench, cluster):
+        time.sleep(0.1)
+    assert not trial_processes(bench, cluster)
+    assert all(worker.poll() is None for worker in cluster.workers), "workers stay for others"
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_killed_and_restarted_finds_what_one_worker_finds(bench, work, cluster):
+    one = search(bench, work, "one", "--workers", "1", "--threads", "1")
+    one.finish()
+    expected = bench.trials(one.run)
+    assert len(expected) == 6
+    many = search(bench, work, "many", "--scheduler", cluster.address)
+    wait_for(bench, many, 2)
+    cluster.kill_worker(0)
+    cluster.kill_trial(1)
+    wait_for(bench, many, 4)
+    cluster.restart_scheduler(1.0)
+    many.finish()
+    assert bench.trials(many.run) == expected
+    ended = [e["trial"] for e in bench.events(many.run) if e["event"] == "trial_ended"]
+    assert sorted(ended) == sorted(set(ended))
+    assert list((many.run / "checkpoints").glob("*.npz"))
+    assert list((work / "cluster" / "worker1" / "cache").glob("scans/*/pixels.npy"))
+
+
+# The pool alone, on a real cluster inside this process; the calls are stand-ins for trials.
+
+
+@pytest.fixture
+def open_pool(bench, pixels, tmp_path, monkeypatch):
+    """A function: pool for ``run(parcel, name of the worker)`` on two workers, and what it said."""
+    import distributed
+
+    from automl.search import cluster
+
+    # Not this machine's own cache, should the driver's not be seen.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    local = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+    )
+    pools, said = [], []
+
+    def open_it(run):
+        def stand_in(parcel, folder, is_wanted, listener):
+            return run(parcel, str(distributed.get_worker().name))
+
+        monkeypatch.setattr(host, "run_parcel", stand_in)
+        pool = cluster.ClusterPool(
+            local.scheduler_address, pixels, pixels.path.parent, None, say=said.append
         )
-        wait_for(bench, running, 2)
-        (trial,) = bench.children(cluster.workers[0].pid)
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(30) == 130
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and bench.children(cluster.workers[0].pid):
-            time.sleep(0.1)
-        assert trial not in bench.children(cluster.workers[0].pid)
-        assert cluster.workers[0].poll() is None, "the worker itself stays for others"
-    finally:
-        cluster.close()
+        deadline = time.monotonic() + 30
+        while pool.size < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        pools.append(pool)
+        return pool, said
+
+    yield open_it
+    for pool in pools:
+        pool.shutdown()
+    local.close()
+
+
+def call(pool, pixels, word):
+    spec = replace(make_study(pixels.path.parent).spec, pixels=pixels)
+    return pool.submit(call, spec, word)
+
+
+@pytest.mark.slow
+def test_a_slow_workers_trial_is_given_to_an_idle_one_too(open_pool, pixels, monkeypatch):
+    from automl.search import cluster
+
+    monkeypatch.setattr(cluster, "BACKUP_SECONDS", 0.5)
+    released, began = threading.Event(), []
+
+    def run(parcel, name):
+        began.append((parcel.arguments[0], name))
+        if parcel.arguments[0] == "slow" and len(began) == 3:
+            released.wait(60)
+        return host.Reply(name)
+
+    pool, _ = open_pool(run)
+    assert {call(pool, pixels, "quick").result(30), call(pool, pixels, "quick").result(30)}
+    answer = call(pool, pixels, "slow").result(30)
+    released.set()
+    first, second = (name for word, name in began if word == "slow")
+    assert answer == second != first
+
+
+@pytest.mark.slow
+def test_a_worker_without_weights_gets_no_more_trials(open_pool, pixels):
+    def run(parcel, name):
+        broken = name == "0" or parcel.arguments[0] == "everywhere"
+        return host.Reply(error=WeightsError("No weights here.")) if broken else host.Reply(name)
+
+    pool, said = open_pool(run)
+    answers = [call(pool, pixels, "here") for _ in range(4)]
+    assert [answer.result(30) for answer in answers] == ["1"] * 4
+    assert pool.size == 1
+    assert len(said) == 1 and "gets no trials. No weights here." in said[0]
+    with pytest.raises(ClusterError, match=r"No worker .* can run trials.*No weights here"):
+        call(pool, pixels, "everywhere").result(30)
 
 
 @pytest.mark.slow
