@@ -6,6 +6,9 @@ EXTRAS := test,dicom,distributed,kaggle,litert,onnx
 OLDEST := 11
 NEWEST := 13
 
+# Two at a time; the tests of one file stay together, since they share what is costly to make.
+SHARED := -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help install search test format clean
 
@@ -20,8 +23,8 @@ search: $(VENV)/.installed ## search the drawn sample; needs no network once ins
 test: $(VENV)/.installed-test ## format, lint, then every test
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m pytest -m "not slow"
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest $(SHARED) -m "not slow"
+	$(PYTHON) -m pytest $(SHARED) -m slow
 
 format: $(VENV)/.installed-test ## let ruff rewrite the code
 	$(PYTHON) -m ruff format .
