@@ -160,7 +160,7 @@ def with_journal(folder: Path) -> dict[str, float]:
         trials, seconds = search(folder, journal)
         journal.append("session_ended", reason="done")
     began = time.perf_counter()
-    sync_run(run)
+    sync_run(run, default_uri(folder))
     seconds += time.perf_counter() - began
     return {"trials trained": trials, **count(default_uri(folder)), "seconds": round(seconds, 1)}
 
