@@ -216,7 +216,6 @@ def search_into(
             **cost,
             "search_seconds": round(study.wall_seconds, 1),
             "evaluation_seconds": round(time.monotonic() - searched, 1),
-            "total_seconds": round(time.monotonic() - began, 1),
             "peak_memory_mb": stages.peak_memory_mb(),
             "disk_mb": round(stages.measure_folder(folder) / 1e6, 1),
         },
@@ -224,7 +223,10 @@ def search_into(
     }
     stages.draw_pictures(scan, split, winner, report, folder, config)
     console.lap("pictures")
-    report["cost"]["stages"] = spent_by_stage(console.seconds, report["search"]["stages"])
+    report["cost"] |= {
+        "stages": spent_by_stage(console.seconds, report["search"]["stages"]),
+        "total_seconds": round(time.monotonic() - began, 1),
+    }
     run = write_report(folder, report)
     close_session(journal, "budget" if study.detail["stopped_by_budget"] else "done")
     if sink:
