@@ -16,8 +16,8 @@ from automl.errors import AutomlError, DataError
 from automl.pipeline import load_run, write_report
 from automl.tracking.journal import FILE_NAME, Journal, read_journal
 
-# Enough to see every range of activations that int8 has to cover.
-CALIBRATION_IMAGES = 128
+# Enough to fit a line to each feature of the rounded network.
+CALIBRATION_IMAGES = 384
 
 
 def export_run(folder: Path, formats: list[str], console: Console) -> list[dict[str, Any]]:

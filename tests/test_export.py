@@ -19,8 +19,8 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from automl.data.images import decode_bytes
 from automl.data.pixels import resize_pixels
 from automl.errors import ModelError, UsageError
-from automl.serving import export
-from automl.serving.engines import list_operations
+from automl.serving import export, formats
+from automl.serving.engines import list_operations, make_interpreter
 from automl.serving.formats import convert_tflite
 from automl.serving.manifest import hash_file, read_info
 from automl.serving.parity import Parity, TestSet
@@ -213,6 +213,23 @@ def test_lite_models_need_no_operations_of_tensorflow(model):
 def test_int8_asks_for_calibration_images(model):
     with pytest.raises(UsageError, match="calibration"):
         convert_tflite(model, make_info(), "int8")
+
+
+def test_int8_features_are_brought_back_to_what_the_head_expects(model):
+    pixels = draw_images(24, 96, seed=6)
+    drawn = draw_images(32, 96, seed=7)
+    expected = predict(model, pixels)
+    differences = []
+    for data in (
+        formats.flatten(model, make_info(), "int8"),
+        convert_tflite(model, make_info(), "int8", drawn),
+    ):
+        assert len(data) < 1.2e6, "weights are not in 8 bits"
+        classify = make_interpreter(data).get_signature_runner("serving_default")
+        found = [classify(pixels=p[np.newaxis].astype(np.float32)) for p in pixels]
+        found = np.concatenate([answer["probabilities"] for answer in found])
+        differences.append(np.abs(found - expected).mean())
+    assert differences[1] < 0.8 * differences[0]
 
 
 def test_formats_are_written_and_proved(run, model, tmp_path):
