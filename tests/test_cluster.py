@@ -210,7 +210,7 @@ def open_pool(bench, pixels, tmp_path, monkeypatch):
     # Not this machine's own cache, should the driver's not be seen.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     local = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=":0"
     )
     pools, said = [], []
 
