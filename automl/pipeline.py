@@ -331,6 +331,7 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
     split = make_split(scan, twins, config)
     with hush():
         from automl import stages
+        from automl.search.plan import measure_filling
 
     spec = stages.make_spec(config, scan, split, cache)
     left = None
@@ -339,8 +340,7 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
     pool = make_pool(config, scan, cache, None, Path(os.devnull), console)
     try:
         filling = sum(
-            stages.insist(pool.submit, stages.measure_filling, spec, width)
-            for width in config.width
+            stages.insist(pool.submit, measure_filling, spec, width) for width in config.width
         )
         left = left and max(1.0, left - filling)
         plan = stages.make_plan(config, spec, Path(config.out), pool, [], left, filling, console)

@@ -218,8 +218,10 @@ class Search:
         run.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
+                words, cwd=ROOT, env=environment, stdout=log, stderr=log,
+                # A shell's background jobs, and what they start, ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )  # fmt: skip
         self.began = time.monotonic()
 
     def running(self) -> bool:

@@ -171,7 +171,7 @@ def test_a_search_killed_and_interrupted_ends_as_if_nothing_had_been(finished, w
     process = start("--resume")
     wait_for(process, len(ended()) + 2)
     process.kill()
-    process.wait()
+    process.communicate()
     assert 5 <= len(ended()) < 22
     result = run([*arguments, "--resume"], work)
     assert result.returncode == 0, result.stderr

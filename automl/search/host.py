@@ -237,6 +237,7 @@ class Desk:
         self._process: Worker | None = None
         self._threads = 0
         self._timer: threading.Timer | None = None
+        self._dismissed = False
 
     def call(
         self,
@@ -276,11 +277,15 @@ class Desk:
             self._timer.daemon = True
             self._timer.start()
             self._lock.release()
+            if self._dismissed:
+                self.close()
 
     def close(self) -> None:
-        """End the process, unless it is at work."""
+        """End the process: now, or as soon as what it works at has ended."""
+        self._dismissed = True
         if self._lock.acquire(blocking=False):
             try:
+                self._dismissed = False
                 if self._process is not None and self._process.alive:
                     self._process.kill()
                 self._process = None
