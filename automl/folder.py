@@ -14,12 +14,10 @@ import numpy as np
 import yaml
 
 from automl.config import SearchConfig
+from automl.data.split_file import neutral_cell
 from automl.errors import ResumeError, StorageError, UsageError
 from automl.records import Study
 from automl.tracking.journal import FILE_NAME, read_journal
-
-# Cells that a spreadsheet would run as a formula get an apostrophe.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def open_folder(config: SearchConfig, dataset_name: str, *, resume: bool, overwrite: bool) -> Path:
@@ -163,7 +161,7 @@ def disarm(cell: Any) -> Any:
         return ""
     if isinstance(cell, str):
         cell = cell.encode("utf-8", "backslashreplace").decode()
-        return "'" + cell if cell.startswith(FORMULA_STARTS) else cell
+        return neutral_cell(cell)
     return cell
 
 
