@@ -156,6 +156,7 @@ def search_into(
                 "split_digest": split.digest,
             },
             "versions": versions(),
+            "machine": machine(),
         }
         deadline = None
         if config.budget is not None:
@@ -492,12 +493,15 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
+    return {**machine(), "packages": versions()}
+
+
+def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "packages": versions(),
         "git": git_commit(),
     }
 

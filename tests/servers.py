@@ -38,14 +38,33 @@ def answers(url: str) -> bool:
 
 
 class Server:
-    """``mlflow server`` with one worker, on a port that stays the same when it is restarted."""
+    """``mlflow server`` with one worker, on a port that stays the same when it is restarted.
 
-    def __init__(self, folder: Path, backend: str | None = None) -> None:
+    With a ``password`` it is MLflow's own that asks for one (``--app-name basic-auth``), of the
+    user ann; ``uri`` holds both, ``page`` neither.
+    """
+
+    def __init__(
+        self, folder: Path, backend: str | None = None, password: str | None = None
+    ) -> None:
         self.folder = folder
         self.backend = backend or f"sqlite:///{folder / 'server.db'}"
         self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.page = self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
+        self.password = password
+        if password:
+            self.uri = f"http://ann:{password}@127.0.0.1:{self.port}"
+            # The cache because checking a password takes a tenth of a second, at each call.
+            (folder / "auth.ini").write_text(
+                "[mlflow]\n"
+                f"database_uri = sqlite:///{folder / 'auth.db'}\n"
+                "admin_username = ann\n"
+                "default_permission = READ\n"
+                "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+                "auth_cache_ttl_seconds = 600\n",
+                encoding="utf-8",
+            )
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
@@ -54,6 +73,13 @@ class Server:
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         # Its job runners are seven more processes that nothing here asks for.
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        if self.password:
+            command += ["--app-name", "basic-auth"]
+            quiet |= {
+                "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
+                "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests",
+            }
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True,
@@ -66,9 +92,9 @@ class Server:
 
         def up() -> bool:
             assert process.poll() is None, "the server ended by itself"
-            return answers(f"{self.uri}/health")
+            return answers(f"{self.page}/health")
 
-        wait_until(up, 180, f"an answer from {self.uri}")
+        wait_until(up, 180, f"an answer from {self.page}")
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:

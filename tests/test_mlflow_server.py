@@ -28,7 +28,9 @@ from tracking_run import (
     write_placeholder_model,
 )
 
+from automl.errors import AutomlError
 from automl.tracking.mlflow_sink import MlflowSink
+from automl.tracking.mlflow_store import mlflow_environment
 from automl.tracking.mlflow_sync import read_link, sync_run
 
 pytestmark = [
@@ -39,6 +41,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 # Typed by nobody: whatever shows it has leaked it.
 PASSWORD = "pl4nted-s3cret"
+CREDENTIALS = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +70,26 @@ def server(tmp_path_factory, empty_store) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def mortal(tmp_path_factory, empty_store) -> Iterator[Server]:
-    """A server on sqlite that tests kill, not started."""
+    """A server on sqlite that asks for a password and that tests kill; not started."""
     folder = tmp_path_factory.mktemp("mortal")
     shutil.copy(empty_store, folder / "server.db")
-    server = Server(folder)
+    server = Server(folder, password=PASSWORD)
     yield server
     server.kill()
 
 
 def content(uri: str, search: str) -> dict:
     """What the store holds of the search, comparable with searches of another id."""
-    held = json.loads(json.dumps(read_store(uri, search)).replace(search, "RUN"))
+    held = json.loads(json.dumps(read(uri, search)).replace(search, "RUN"))
     for key in held.keys() - {"models", "versions"}:
         # A digest of all the rest, and so of the id too.
         assert held[key]["tags"].pop("automl.digest")
     return held
+
+
+def read(uri: str, search: str) -> dict:
+    with mlflow_environment(uri, 60) as clean:
+        return read_store(clean, search)
 
 
 def undisturbed(folder: Path, empty_store: Path, tmp_path: Path, **options) -> dict:
@@ -156,10 +164,9 @@ def searched(mortal, tmp_path_factory) -> Iterator[Search]:
     late, dies under the last copy and comes back; sent in full by the command in the end."""
     work = tmp_path_factory.mktemp("searched")
     write_scans(work / "scans")
-    uri = mortal.uri.replace("//", f"//ann:{PASSWORD}@")
     settings = {
         "data": "scans", "name": "heads", "preset": "smoke", "weights": "none", "image_size": 64,
-        "tracking_uri": uri, "register": "heads", "promote": True,
+        "tracking_uri": mortal.uri, "register": "heads", "promote": True,
     }  # fmt: skip
     (work / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")
     search = Search(work)
@@ -191,7 +198,7 @@ def searched(mortal, tmp_path_factory) -> Iterator[Search]:
     result = subprocess.run(
         [sys.executable, "-m", "automl", "sync", str(search.folder)],
         cwd=work, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **CREDENTIALS},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     search.output += result.stdout + result.stderr
@@ -201,7 +208,7 @@ def searched(mortal, tmp_path_factory) -> Iterator[Search]:
 def runs(uri: str, search: Search) -> list[dict]:
     """The runs in the store, [] before the first."""
     try:
-        held = read_store(uri, search_id(search.folder))
+        held = read(uri, search_id(search.folder))
     except AttributeError:  # there is no experiment yet
         return []
     return [part for key, part in held.items() if key not in ("models", "versions")]
@@ -231,6 +238,10 @@ def test_a_password_is_nowhere_but_where_the_user_put_it(searched, mortal):
     assert PASSWORD not in searched.output and "***@127.0.0.1" in searched.output
     assert any("mlflow_sink" in command for command in searched.commands)
     assert not [command for command in searched.commands if PASSWORD in command]
+    wrong = mortal.uri.replace(PASSWORD, "another-s3cret")
+    with pytest.raises(AutomlError, match=r"refuses this user or password \(401\)") as caught:
+        sync_run(searched.folder, wrong, patience=0)
+    assert "s3cret" not in str(caught.value)
 
 
 def make_run(folder: Path, letter: str) -> Path:
@@ -256,7 +267,7 @@ def test_postgresql_holds_what_sqlite_holds(server, empty_store, tmp_path):
 def test_two_searches_at_once_follow_a_server_that_dies_and_comes_back(
     mortal, empty_store, tmp_path
 ):
-    if not answers(f"{mortal.uri}/health"):
+    if not answers(f"{mortal.page}/health"):
         mortal.start()
     folders = [tmp_path / f"run-{letter}" for letter in "1e"]
     stories = [make_events(run_id=letter * 32, pid=os.getpid()) for letter in "1e"]
@@ -343,7 +354,8 @@ def served(searched, mortal) -> Iterator[str]:
         **os.environ,
         # MLflow starts uvicorn by its name.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": mortal.uri,
+        "MLFLOW_TRACKING_URI": mortal.page,
+        **CREDENTIALS,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from servers import wait_until
 from tracking_run import (
     CLASSES,
     FAILED,
@@ -24,9 +25,16 @@ from tracking_run import (
 
 from automl.errors import AutomlError, UsageError
 from automl.tracking import compare, mlflow_sink
-from automl.tracking.lookout import probe
+from automl.tracking.lookout import RECENT, Lookout, probe
 from automl.tracking.mlflow_sink import MlflowSink
-from automl.tracking.mlflow_sync import choose_uri, default_uri, describe, read_link, sync_run
+from automl.tracking.mlflow_sync import (
+    choose_uri,
+    default_uri,
+    describe,
+    own_address,
+    read_link,
+    sync_run,
+)
 from automl.tracking.replay import redact, replay
 
 DEAD_PID = 2**22 + 1
@@ -102,6 +110,7 @@ def test_a_search_is_a_parent_and_one_child_for_each_configuration(sent):
     assert "9 × 1 → 3 × 3 → 1 × 9" in parent["tags"]["mlflow.note.content"]
     assert ("test/roc_auc_low", 1, 0.88) in [(k, s, v) for k, s, _, v in parent["points"]]
     assert parent["tags"]["automl.progress"] == "22 of 22 trials"
+    assert parent["tags"]["automl.machine.cpu"] == "Drawn CPU"
     assert {"report.html", "audit.json", "predictions.csv"} <= set(dict(parent["files"]))
     children = [content[str(n)] for n in range(17)]
     assert {child["tags"]["mlflow.parentRunId"] for child in children} == {"search"}
@@ -530,6 +539,17 @@ def test_the_address_may_come_from_where_mlflow_looks_for_it(tmp_path, monkeypat
     with pytest.raises(UsageError, match="percent-encoded") as caught:
         choose_uri("http://ann:s3/cr3t@host:5000", tmp_path)
     assert "s3/cr3t" not in str(caught.value)
+    with pytest.raises(UsageError, match="were not kept"):
+        choose_uri("postgresql+psycopg2://***@host/mlflow", tmp_path)
+
+
+def test_a_password_that_was_not_kept_is_looked_for_where_the_search_had_it(monkeypatch):
+    kept = {"tracking_uri": "http://***@host:5000"}
+    assert own_address(kept) == "http://***@host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cr3t@host:5000")
+    assert own_address(kept) == "http://ann:s3cr3t@host:5000"
+    assert own_address({"tracking_uri": "http://***@other"}) == "http://***@other"
+    assert own_address({"tracking_uri": None}) is None
 
 
 def test_the_sink_spends_a_hundredth_of_what_the_search_is_expected_to_take():
@@ -541,6 +561,40 @@ def test_the_sink_spends_a_hundredth_of_what_the_search_is_expected_to_take():
     assert mlflow_sink._expected_seconds([events[0], later]) == 200
 
 
+def test_the_sink_sees_in_what_is_added_whether_the_trials_are_over(tmp_path):
+    watch = mlflow_sink._Watch(tmp_path / "heads" / "journal.jsonl")
+    assert watch.look() == 0
+    events = make_events()
+    seen = []
+    for start in range(0, len(events), 10):
+        write_events(tmp_path / "heads", events[start : start + 10])
+        assert watch.look() == watch.path.stat().st_size
+        seen.append(watch.over)
+    assert seen == [False] * (len(seen) - 1) + [True]
+    write_events(tmp_path / "heads", events[1:2])
+    watch.look()
+    assert not watch.over, "a session that goes on after its end trains again"
+
+
+def test_a_server_that_never_answers_is_hardly_waited_for_twice():
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(8)
+        lookout = Lookout(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        lookout.start()
+        began = time.monotonic()
+        assert lookout.last_word(0.3) == "it has not answered yet."
+        assert 0.3 <= time.monotonic() - began < 2
+        lookout.problem, lookout._replied = "no answer", time.monotonic()
+        began = time.monotonic()
+        assert lookout.last_word(30) == "no answer"
+        assert time.monotonic() - began < 2
+        lookout._replied -= RECENT
+        began = time.monotonic()
+        assert lookout.last_word(0.3) == "no answer"
+        assert time.monotonic() - began >= 0.3, "that was long ago"
+
+
 def test_the_sink_loads_no_mlflow_into_the_search():
     code = "import sys, automl.tracking.mlflow_sink; print('mlflow' in sys.modules)"
     answer = subprocess.run(
@@ -550,34 +604,41 @@ def test_the_sink_loads_no_mlflow_into_the_search():
     assert answer.stdout.strip() == "False"
 
 
-def wait_until(condition, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.1)
-
-
 def stat(task: Path) -> list[str]:
     """What Linux says of a thread, from its state on; 16 is its nice value."""
     return (task / "stat").read_text().rpartition(")")[2].split()
 
 
+def niceness(pid: int) -> set[int]:
+    """Of a process' threads other than its first, which must not give way."""
+    tasks = Path(f"/proc/{pid}/task")
+    nice = {path.name: int(stat(path)[16]) for path in tasks.iterdir()}
+    assert nice.pop(str(pid)) == 0, "for the last copy somebody waits"
+    return set(nice.values())
+
+
 @pytest.mark.slow
-def test_a_sink_beside_a_search_copies_it_and_finishes_with_it(sent, tmp_path, empty_store):
+def test_a_short_search_is_copied_beside_its_evaluation_and_finished_at_its_end(
+    sent, tmp_path, empty_store
+):
     other = tmp_path / "live" / "heads"
     other.mkdir(parents=True)
     shutil.copy(empty_store, other.parent / "mlflow.db")
     events = make_events(pid=os.getpid())
+    # A hundredth of it is less than loading MLflow takes.
+    events[0]["plan"]["seconds"] = 100.0
     sink = MlflowSink(other)
     sink.start()
-    write_events(other, events[:20])
+    after = next(i for i, e in enumerate(events) if e["event"] == "search_ended")
+    write_events(other, events[:after])
+    wait_until(lambda: mlflow_sink.NICE in niceness(sink._process.pid))
+    time.sleep(1)
+    assert read_link(other) is None, "beside its trials there was no time for it"
+    write_events(other, events[after : after + 1])
     wait_until(lambda: read_link(other) is not None)
     assert read(other)["search"]["status"] == "RUNNING"
-    tasks = Path(f"/proc/{sink._process.pid}/task")
-    nice = {path.name: int(stat(path)[16]) for path in tasks.iterdir()}
-    assert nice.pop(str(sink._process.pid)) == 0, "for the last copy somebody waits"
-    assert 19 in nice.values(), "beside the search copies give way"
-    write_events(other, events[20:])
+    assert mlflow_sink.NICE_AFTER in niceness(sink._process.pid)
+    write_events(other, events[after + 1 :])
     write_files(other)
     result = sink.stop()
     assert not result.error and result.run_id == read_link(other).run_id
@@ -592,19 +653,23 @@ def test_when_the_search_is_killed_its_runs_are(tmp_path, empty_store):
     code = (
         "import sys, os, time; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
         "from tracking_run import *; from automl.tracking.mlflow_sink import MlflowSink\n"
-        "folder = Path(sys.argv[1]); MlflowSink(folder).start()\n"
+        "folder = Path(sys.argv[1]); sink = MlflowSink(folder); sink.start()\n"
+        "print(sink._process.pid, flush=True)\n"
         "write_events(folder, make_events(pid=os.getpid())[:15]); time.sleep(60)"
     )
     here = Path(__file__).parent
     search = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder), str(here), str(here.parent)]
+        [sys.executable, "-c", code, str(folder), str(here), str(here.parent)],
+        stdout=subprocess.PIPE,
     )
     try:
         wait_until(lambda: read_link(folder) is not None)
         assert read(folder)["search"]["status"] == "RUNNING"
+        sink = int(search.stdout.readline())
+        assert mlflow_sink.NICE in niceness(sink), "beside the trials copies give way"
     finally:
         search.kill()
-        search.wait()
+        search.communicate()
     wait_until(lambda: read(folder)["search"]["status"] == "KILLED")
 
 

@@ -54,6 +54,7 @@ def make_events(
                  "classes": {"healthy": 60, "tumour": 60}, "synthetic": True,
                  "split": {"train": 84, "val": 18, "test": 18}},
         plan=plan, versions={"tensorflow": "2.21.0", "automl": "0.1.0"},
+        machine={"python": "3.11.7", "cpu": "Drawn CPU", "cores": 2, "git": None},
         space=[{"name": "fine_tune_depth", "kind": "choice", "values": [0, 2, 4]},
                {"name": "dropout", "kind": "fixed", "default": 0.2},
                {"name": "learning_rate", "kind": "float", "low": 1e-4, "high": 1e-2,

@@ -7,15 +7,13 @@ lets a second process wait for the first one's result instead of computing it ag
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from automl.search.engine import choose_engine, each, engine_name
 from automl.search.model import cut_layer, cut_prefix
 from automl.search.spec import PixelSource
 from automl.search.views import make_view
+from automl.tracking.journal import locked, sync_folder
 
 Progress = Callable[[str, int, int], None]
 # Part of every key: changes when the same inputs would give other numbers.
@@ -224,19 +223,7 @@ def commit(part: Path, path: Path) -> None:
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; it is released when the process dies, too."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    sync_folder(path.parent)
 
 
 def evict(folder: Path, limit: float, keep: set[Path]) -> None:

@@ -12,9 +12,10 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from automl.errors import StorageError, UsageError
 
@@ -148,6 +149,17 @@ class Journal:
             ) from error
         self.events.append(entry)
         return entry
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[IO[str]]:
+    """Wait for the lock on ``path`` and hold it; made if missing, yielded to read and append.
+
+    The system lets go of it when this process ends, however.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 import urllib.request
 from urllib.parse import urlsplit
 
@@ -19,6 +20,9 @@ from automl.tracking.replay import redact
 PATIENCE = 5.0
 # Seconds between two questions; after each without an answer twice as long.
 INTERVAL, LONGEST_INTERVAL = 5.0, 300.0
+# Seconds for which it is believed that nobody answers, and for which an answer is waited for then:
+# enough for one who has come back to say so.
+RECENT, GLANCE = 20.0, 0.2
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -42,6 +46,11 @@ def check_uri(uri: str) -> str:
         raise UsageError(
             f"--tracking-uri {redact(uri)} is a folder, which MLflow no longer writes to. Use a "
             "server (http://127.0.0.1:5000) or a database (sqlite:////absolute/path/mlflow.db)."
+        )
+    if parts.username == "***" and parts.scheme not in ("http", "https"):
+        raise UsageError(
+            f"The user and password of {uri} were not kept. Give the whole address again, with "
+            "--tracking-uri or in MLFLOW_TRACKING_URI."
         )
     return uri
 
@@ -96,7 +105,8 @@ class Lookout(threading.Thread):
         super().__init__(daemon=True)
         self.uri = uri
         self.problem: str | None = None
-        self._replies = 0
+        self._replies, self._replied = 0, -RECENT
+        self._longest = LONGEST_INTERVAL
         self._told = threading.Condition()
         self._ask = threading.Event()
 
@@ -106,16 +116,26 @@ class Lookout(threading.Thread):
             problem = probe(self.uri)
             with self._told:
                 self.problem = problem
-                self._replies += 1
+                self._replies, self._replied = self._replies + 1, time.monotonic()
                 self._told.notify_all()
-            self._ask.wait(pause)
+            self._ask.wait(min(pause, self._longest))
             pause = min(2 * pause, LONGEST_INTERVAL) if problem else INTERVAL
             self._ask.clear()
 
+    def hurry(self) -> None:
+        """Ask at once and often from here on: somebody will soon want the last word."""
+        self._longest = INTERVAL
+        self._ask.set()
+
     def last_word(self, seconds: float) -> str:
-        """The problem now; a store that did not answer is asked again, for ``seconds`` at most."""
+        """The problem now; a store that did not answer is asked again, for ``seconds`` at most.
+
+        One that gave no answer a moment ago is hardly waited for.
+        """
         with self._told:
             if self.problem != "":
+                if self.problem and time.monotonic() - self._replied < RECENT:
+                    seconds = min(seconds, GLANCE)
                 before = self._replies
                 self._ask.set()
                 self._told.wait_for(lambda: self._replies > before, seconds)

@@ -2,15 +2,17 @@
 
 ``MlflowSink`` starts this module as a process of its own, which follows the journal. A
 process, not a thread, because importing MLflow costs 1.7 s and 100 MB, and because a call that
-hangs can then never hold the search. It copies at the lowest priority, while that takes less
-than a hundredth of the search's time, and not at all while the server does not answer; the
-rest is left to the last copy, after the search. The search itself never loads MLflow.
+hangs can then never hold the search. Beside the trials it copies at the lowest priority, while
+that takes less than a hundredth of their time; beside the evaluation, when a processor is often
+free, it brings the copy up to date, so that little is left to the last one, for which somebody
+waits. Nothing is copied while the server does not answer. The search itself never loads MLflow.
 """
 
 import argparse
 import contextlib
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -44,6 +46,8 @@ TIMEOUT = 5
 INTERVAL, BACK_OFF, LONGEST_BACK_OFF = 5.0, 5.0, 300.0
 # The processor time of the process, as a share of the time of the search beside it.
 SHARE = 0.01
+# What copies give way to: beside the trials to everything, beside the evaluation to most.
+NICE, NICE_AFTER = 19, 10
 # Seconds of processor time: of the first copy, nearly all of it MLflow's import, and of the next.
 LOADING, NEXT = 2.5, 0.3
 # Seconds for which the last copy tries again: with somebody waiting, and with nobody left.
@@ -170,13 +174,16 @@ def follow(
         stopped.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    lookout = Lookout(uri)
+    lookout, watch = Lookout(uri), _Watch(folder / FILE_NAME)
     lookout.start()
-    copier = threading.Thread(
-        target=_copy_while_it_runs, args=(folder, uri, experiment, share, lookout, stopped)
-    )
-    copier.start()
-    copier.join()
+    common = (folder, uri, experiment, watch, lookout, stopped)
+    # Two threads, because none may take back what it gave way.
+    for nice, limit in ((NICE, share), (NICE_AFTER, math.inf)):
+        copier = threading.Thread(target=_copy_while_it_runs, args=(*common, nice, limit))
+        copier.start()
+        copier.join()
+        # Soon the last word is asked for.
+        lookout.hurry()
     compute = _load_function(difference) if difference else None
     if orders:
         problem = lookout.last_word(seconds=0.5)
@@ -195,37 +202,69 @@ def _copy_while_it_runs(
     folder: Path,
     uri: str,
     experiment: str | None,
-    share: float,
+    watch: "_Watch",
     lookout: Lookout,
     stopped: threading.Event,
+    nice: int,
+    share: float,
 ) -> None:
-    """Copy whenever the journal has grown, the server answers, and the time spent allows it."""
+    """Copy whenever the journal has grown, the server answers, and the time spent allows it.
+
+    With a limit to its ``share`` it ends with the last trial; ``inf`` is for what comes after.
+    """
     # On Linux of this thread alone: the last copy, for which somebody waits, is not held back.
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    journal = folder / FILE_NAME
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
     began = time.monotonic()
     mirror, expected = None, None
-    copied, cost, back_off, pause = -1, LOADING, BACK_OFF, 0.2
-    while not stopped.wait(pause):
-        pause = 0.5
-        size = journal.stat().st_size if journal.exists() else 0
-        if size in (0, copied) or lookout.problem != "":
+    copied, cost, back_off, due = 0, LOADING, BACK_OFF, began
+    while not stopped.wait(0.2 if due == began else 0.5):
+        size = watch.look()
+        if watch.over and share < math.inf:
+            return
+        if size == copied or lookout.problem != "" or time.monotonic() < due:
             continue
         if expected is None:
-            expected = _expected_seconds(read_journal(journal))
+            expected = _expected_seconds(read_journal(watch.path))
         spent = time.process_time()
         if spent + cost > share * max(expected, time.monotonic() - began):
             continue
         try:
             with one_copy_at_a_time(folder) as same:
                 mirror = _copy_live(folder, uri, experiment, mirror if same else None)
-            copied, back_off, pause = size, BACK_OFF, INTERVAL
+            copied, back_off, due = size, BACK_OFF, time.monotonic() + INTERVAL
+            if watch.over:
+                # The larger half of what the last copy would load.
+                from automl.tracking import mlflow_registry  # noqa: F401
         except Exception:
             # Whatever it was, the last copy meets it again and reports it.
             mirror = None
-            pause, back_off = back_off, min(2 * back_off, LONGEST_BACK_OFF)
+            due, back_off = time.monotonic() + back_off, min(2 * back_off, LONGEST_BACK_OFF)
         cost = NEXT if cost == LOADING else time.process_time() - spent
+
+
+class _Watch:
+    """Follows the journal by what is added to it: the whole can be long."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        # Whether the present session has ended its last trial.
+        self.over = False
+
+    def look(self) -> int:
+        """The journal's size in bytes, 0 as long as there is none."""
+        with contextlib.suppress(FileNotFoundError), open(self.path, "rb") as file:
+            file.seek(self.size)
+            added = file.read()
+            self.size += len(added)
+            ended, begun = (
+                added.rfind(f'"event":"{kind}"'.encode())
+                for kind in ("search_ended", "session_started")
+            )
+            if ended != begun:
+                self.over = ended > begun
+        return self.size
 
 
 def _expected_seconds(events: list[Any]) -> float:

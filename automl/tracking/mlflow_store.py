@@ -4,7 +4,6 @@ Every step looks before it writes and leaves a trace by which it is found again,
 copy that broke off at any call is finished by the next one, without a second run or model.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from automl.errors import UsageError
+from automl.tracking.journal import locked
 from automl.tracking.replay import FAILURE_NOTE, PARENT, TrackedRun, redact, shorten
 
 # MLflow takes 100 params and 100 tags in a batch, and 1,000 things in all.
@@ -87,8 +87,7 @@ def open_store(uri: str) -> mlflow.MlflowClient:
     for name in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # MLflow's migrations race: two first users get "duplicate column name".
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(path.name + ".lock")):
         client = mlflow.MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client

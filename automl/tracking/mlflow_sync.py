@@ -4,7 +4,6 @@ Importing this module loads no MLflow; only a copy does.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from automl.errors import AutomlError, UsageError
-from automl.tracking.journal import FILE_NAME, read_journal
+from automl.tracking.journal import FILE_NAME, locked, read_journal
 from automl.tracking.lookout import check_uri, probe
 from automl.tracking.replay import PARENT, redact, replay, session_alive
 
@@ -60,6 +59,12 @@ def choose_uri(given: str | None, out: Path) -> str:
     return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
 
 
+def own_address(config: dict[str, Any]) -> str | None:
+    """The search's own store, with the password if MLFLOW_TRACKING_URI still holds it."""
+    address, given = config.get("tracking_uri"), os.environ.get("MLFLOW_TRACKING_URI", "")
+    return given if address == redact(given) else address
+
+
 def default_uri(out: Path) -> str:
     """The store of all runs below ``out``: an absolute SQLite URI, ``out/mlflow.db``."""
     return f"{SQLITE}{out.resolve() / 'mlflow.db'}"
@@ -92,7 +97,7 @@ def sync_run(
     """
     start = start_event(folder)
     config = start["config"]
-    uri = choose_uri(tracking_uri or config.get("tracking_uri"), folder.parent)
+    uri = choose_uri(tracking_uri or own_address(config), folder.parent)
     experiment = experiment or config.get("experiment") or "automl"
     register = register or config.get("register")
     promote = promote or bool(config.get("promote"))
@@ -146,9 +151,12 @@ def _copy(
     difference: Any,
 ) -> SyncResult:
     """One pass over everything; an exception leaves the rest to the next."""
-    from automl.tracking import mlflow_registry, mlflow_store
+    from automl.tracking import mlflow_store
 
     with mlflow_store.mlflow_environment(uri, TIMEOUT) as clean:
+        # MLflow warns of its own code when this is loaded.
+        from automl.tracking import mlflow_registry
+
         client = mlflow_store.open_store(clean)
         experiment_id = mlflow_store.open_experiment(client, clean, experiment)
         events = read_journal(folder / FILE_NAME)
@@ -256,8 +264,7 @@ def one_copy_at_a_time(folder: Path) -> Iterator[bool]:
 
     Yields whether this process was also the last to copy: then what it knows still holds.
     """
-    with open(folder / ".mlflow.lock", "a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".mlflow.lock") as lock:
         lock.seek(0)
         ours = str(os.getpid())
         same = lock.read() == ours

@@ -259,6 +259,10 @@ def _parent(
         "automl.synthetic": str(bool(start["dataset"].get("synthetic"))).lower(),
     }
     tags |= {f"automl.version.{name}": str(v) for name, v in start.get("versions", {}).items()}
+    machine = {name: str(v) for name, v in start.get("machine", {}).items() if v is not None}
+    if commit := machine.pop("git", None):
+        tags["mlflow.source.git.commit"] = commit
+    tags |= {f"automl.machine.{name}": v for name, v in machine.items()}
     if reason:
         tags["automl.reason"] = str(reason)
     ended = [event for event in events if event["event"] == "trial_ended"]
