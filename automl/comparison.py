@@ -15,7 +15,8 @@ from automl.evaluation.plain import to_json
 from automl.records import Scan, Split, Study
 from automl.search.trial import TrialError, TrialTask, run_trial
 from automl.search.worker import WorkerError, WorkerPool
-from automl.stages import SearchPlan, finish_model
+from automl.stages.evaluating import finish_model
+from automl.stages.searching import SearchPlan
 from automl.tracking.journal import Journal
 
 SHOWN = ("accuracy", "balanced_accuracy", "roc_auc")

@@ -16,23 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from automl.errors import UsageError
+from automl.machine import PACKAGES, cpu_name
 from automl.tracking.lookout import check_uri, probe
 from automl.tracking.replay import redact
 
 Check = dict[str, str]
 
-REQUIRED = (
-    "tensorflow",
-    "keras",
-    "keras-tuner",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-    "matplotlib",
-    "jinja2",
-)
 # Import name, distribution, what it is for.
 OPTIONAL = (
     ("ai_edge_litert", "ai-edge-litert", "faster extraction of features"),
@@ -54,7 +43,7 @@ def examine(out: Path, tracking_uri: str | None = None) -> list[Check]:
     """
     return [
         check_python(),
-        *(check_package(name) for name in REQUIRED),
+        *(check_package(name) for name in PACKAGES),
         check_tensorflow(),
         check_processor(),
         check_memory(),
@@ -104,18 +93,16 @@ def check_tensorflow() -> Check:
 def check_processor() -> Check:
     """Cores this process may use, and the features that make inference fast."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name, flags = platform.processor() or platform.machine(), set()
+    flags = set()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
+            if key.strip() in ("flags", "Features"):
                 flags = set(value.split())
     except OSError:
         pass
     features = " ".join(feature for feature in CPU_FEATURES if feature in flags)
-    return row("processor", "ok", f"{cores} cores, {name} {features}".strip())
+    return row("processor", "ok", f"{cores} cores, {cpu_name()} {features}".strip())
 
 
 def check_memory() -> Check:

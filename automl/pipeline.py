@@ -2,15 +2,12 @@
 
 import json
 import os
-import platform
-import subprocess
 import tempfile
 import time
 import uuid
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from automl.folder import (
     write_text,
     write_trials,
 )
+from automl.machine import describe_machine, environment, versions
 from automl.records import Audit, Dataset, Run, Scan, Twins
 from automl.reporting import study_file
 from automl.search.worker import WorkerPool
@@ -43,16 +41,6 @@ from automl.tracking.replay import redact
 
 # Longest side in pixels of a picture on the audit's page.
 AUDIT_SIDE = 240
-PACKAGES = (
-    "tensorflow",
-    "keras",
-    "keras-tuner",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-)
 
 
 def run_search(
@@ -135,7 +123,7 @@ def search_into(
         console.lap("split and audit")
         say_findings(audit, console)
         with hush():
-            from automl import stages
+            from automl.stages import evaluating, exporting, pictures, searching
         console.lap("loading TensorFlow")
 
         sizes = audit.summary["split"]
@@ -156,13 +144,12 @@ def search_into(
                 "split_digest": split.digest,
             },
             "versions": versions(),
-            "machine": machine(),
+            "machine": describe_machine(),
         }
         deadline = None
         if config.budget is not None:
-            reserve = max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
-            deadline = began + config.budget - min(reserve, config.budget / 2)
-        study, plan, detail = stages.search_models(
+            deadline = began + searching.share_of_search(config.budget)
+        study, plan, detail = searching.search_models(
             config, scan, split, folder, journal, pool,
             cache=cache, deadline=deadline, begin=begin, console=console,
             on_start=sink.start if sink else lambda: None,
@@ -173,16 +160,16 @@ def search_into(
     searched = time.monotonic()
     console.lap("search")
 
-    winner = stages.finish_model(study, plan.study.spec, scan, split, console)
+    winner = evaluating.finish_model(study, plan.study.spec, scan, split, console)
     console.lap("predicting")
     group_kind = audit.summary["dataset"]["group_kind"]
-    parts = stages.evaluate_winner(
+    parts = evaluating.evaluate_winner(
         winner, scan, split, config, folder, journal, group_kind, console
     )
     console.lap("evaluation")
-    predictor, cost = stages.export_winner(winner, scan, split, config, folder, parts, console)
+    predictor, cost = exporting.export_winner(winner, scan, split, config, folder, parts, console)
     console.lap("export")
-    parts["evaluation"] |= stages.probe_winner(winner, predictor, scan, split, config, console)
+    parts["evaluation"] |= evaluating.probe_winner(winner, predictor, scan, split, config, console)
     comparison = []
     if other is not None:
         from automl.comparison import compare_splits
@@ -211,18 +198,18 @@ def search_into(
             "balance": describe_balance(sizes["classes"]["train"], config.balance),
             "comparison": comparison,
         },
-        "search": stages.describe_search(study, plan, detail, winner),
+        "search": searching.describe_search(study, plan, detail, winner),
         **parts,
         "cost": {
             **cost,
             "search_seconds": round(study.wall_seconds, 1),
             "evaluation_seconds": round(time.monotonic() - searched, 1),
-            "peak_memory_mb": stages.peak_memory_mb(),
-            "disk_mb": round(stages.measure_folder(folder) / 1e6, 1),
+            "peak_memory_mb": exporting.peak_memory_mb(),
+            "disk_mb": round(exporting.measure_folder(folder) / 1e6, 1),
         },
         "environment": environment(),
     }
-    stages.draw_pictures(scan, split, winner, report, folder, config)
+    pictures.draw_pictures(scan, split, winner, report, folder, config)
     console.lap("pictures")
     report["cost"] |= {
         "stages": spent_by_stage(console.seconds, report["search"]["stages"]),
@@ -331,23 +318,25 @@ def plan_search(config: SearchConfig, console: Console | None = None) -> dict[st
     scan, twins = read_images(config, dataset, cache, console)
     split = make_split(scan, twins, config)
     with hush():
-        from automl import stages
         from automl.search.plan import measure_filling
+        from automl.stages import searching
 
-    spec = stages.make_spec(config, scan, split, cache)
+    spec = searching.make_spec(config, scan, split, cache)
     left = None
     if config.budget is not None:
-        left = config.budget - max(stages.RESERVE_SECONDS, stages.RESERVE_SHARE * config.budget)
+        left = config.budget - max(
+            searching.RESERVE_SECONDS, searching.RESERVE_SHARE * config.budget
+        )
     pool = make_pool(config, scan, cache, None, Path(os.devnull), console)
     try:
         filling = sum(
-            stages.insist(pool.submit, measure_filling, spec, width) for width in config.width
+            searching.insist(pool.submit, measure_filling, spec, width) for width in config.width
         )
         left = left and max(1.0, left - filling)
-        plan = stages.make_plan(config, spec, Path(config.out), pool, [], left, filling, console)
+        plan = searching.make_plan(config, spec, Path(config.out), pool, [], left, filling, console)
     finally:
         pool.shutdown()
-    console.say(stages.plan_text(plan, config))
+    console.say(searching.plan_text(plan, config))
     return plan.description
 
 
@@ -486,45 +475,3 @@ def resume_command(command: str | None, folder: Path) -> str:
         command = command.replace(word, "")
     name = "" if "--name" in command else f" --name {folder.name}"
     return f"{command}{name} --resume"
-
-
-def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
-
-
-def environment() -> dict[str, Any]:
-    return {**machine(), "packages": versions()}
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "git": git_commit(),
-    }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, if this is a checkout and git is there."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True, text=True, timeout=10, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "automl"
 
 # Low to high; a module imports from lower ones and from its own package only.
 LAYERS = (
-    {"errors"},
+    {"errors", "machine"},
     {"config"},
     {"console"},
     {"records"},

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 from test_study import make_study
 
-from automl import stages
 from automl.errors import SearchError
 from automl.search.engine import each
 from automl.search.plan import (
@@ -18,6 +17,7 @@ from automl.search.plan import (
     mean_speeds,
 )
 from automl.search.worker import MAX_WORKERS, WorkerError, count_workers
+from automl.stages import searching
 
 SPEEDS = {1.0: Speeds({0: 0.0, 2: 0.1, 4: 1.0}, {0: 0.0, 2: 0.0, 4: 0.0})}
 SHALLOW = {"width": 1.0, "fine_tune_depth": 2}
@@ -67,16 +67,16 @@ def test_speeds_are_the_mean_over_workers():
 def test_speeds_are_remembered_for_the_same_machine_and_network(tmp_path):
     path = tmp_path / "speeds.json"
     network = Network("d", {0: (10,), 2: (4, 4, 5), 4: (4, 4, 5)}, {})
-    assert stages.read_speeds(path, "here", network) is None
-    stages.write_speeds(path, "there", Speeds({0: 9.0}, {0: 9.0}))
-    stages.write_speeds(path, "here", SPEEDS[1.0])
-    assert stages.read_speeds(path, "here", network) == SPEEDS[1.0]
-    assert stages.read_speeds(path, "there", network) is None, "depths are missing"
-    assert stages.read_speeds(None, "here", network) is None
+    assert searching.read_speeds(path, "here", network) is None
+    searching.write_speeds(path, "there", Speeds({0: 9.0}, {0: 9.0}))
+    searching.write_speeds(path, "here", SPEEDS[1.0])
+    assert searching.read_speeds(path, "here", network) == SPEEDS[1.0]
+    assert searching.read_speeds(path, "there", network) is None, "depths are missing"
+    assert searching.read_speeds(None, "here", network) is None
     path.write_text('{"here": {"tra')
-    assert stages.read_speeds(path, "here", network) is None, "a torn file is measured anew"
-    stages.write_speeds(path, "here", SPEEDS[1.0])
-    assert stages.read_speeds(path, "here", network) == SPEEDS[1.0]
+    assert searching.read_speeds(path, "here", network) is None, "a torn file is measured anew"
+    searching.write_speeds(path, "here", SPEEDS[1.0])
+    assert searching.read_speeds(path, "here", network) == SPEEDS[1.0]
 
 
 def test_each_reaches_every_item_and_tells_the_first_error():
@@ -103,8 +103,8 @@ def test_a_worker_that_dies_while_it_prepares_is_asked_again():
             raise WorkerError("crash", "The worker process ended with signal SIGKILL.")
         return "ready"
 
-    assert stages.insist(ask, 2) == "ready"
+    assert searching.insist(ask, 2) == "ready"
     tries.clear()
     with pytest.raises(SearchError, match="SIGKILL"):
-        stages.insist(ask, 9)
+        searching.insist(ask, 9)
     assert len(tries) == 3

@@ -27,12 +27,16 @@ def define_space(
 
     ``fine_tune_depth`` blocks from the end; ``head_units`` 0 is a linear head; ``dropout``
     in [0, 0.6]; ``learning_rate`` is the head's, see ``step_size``. Defaults are the
-    deepest of the cheap half of ``depths`` and what suits small sets.
+    deepest of ``depths`` but one and what suits small sets.
     """
     ordered = sorted(depths)
+    usual = ordered[-2] if len(ordered) > 2 else ordered[-1]
     values = {
         "fine_tune_depth": hp.Choice(
-            "fine_tune_depth", ordered, default=ordered[len(ordered) // 2], ordered=True
+            "fine_tune_depth",
+            ordered,
+            default=ordered[-2] if len(ordered) > 2 else ordered[-1],
+            ordered=True,
         ),
         "head_units": hp.Choice("head_units", list(HEAD_UNITS), default=128, ordered=True),
         "dropout": hp.Float("dropout", 0.0, 0.6, step=0.1, default=0.2),

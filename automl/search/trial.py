@@ -33,7 +33,8 @@ from automl.search.worker import notify
 # Linear probing before fine-tuning keeps the pretrained features: Kumar, Raghunathan,
 # Jones, Ma, Liang: "Fine-Tuning can Distort Pretrained Features and Underperform
 # Out-of-Distribution", ICLR 2022. On cached features an epoch takes a fraction of a second.
-HEAD_FIRST_EPOCHS = 8
+# Eight epochs made heads so sure of themselves that log loss ended a fifth higher.
+HEAD_FIRST_EPOCHS = 2
 HEAD_FIRST_RATE = 1e-3
 # Least variance of a standardised feature, as a share of the mean over all features.
 VARIANCE_FLOOR = 0.01
@@ -148,9 +149,11 @@ class Program:
         raw = [variable.numpy() for variable in self.optimizer.trained]
         for variable, average in zip(self.optimizer.trained, self.optimizer.averages, strict=True):
             variable.assign(average)
-        yield
-        for variable, value in zip(self.optimizer.trained, raw, strict=True):
-            variable.assign(value)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.optimizer.trained, raw, strict=True):
+                variable.assign(value)
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         for variable in self.head:

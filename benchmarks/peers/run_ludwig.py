@@ -17,7 +17,6 @@ from job import read_images, read_job
 from torch_backbone import define_nms, take_imagenet_norm, transplant
 
 
-
 def main() -> None:
     job = read_job()
     define_nms()

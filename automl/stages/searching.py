@@ -1,11 +1,7 @@
-"""The stages between the data and the report, each a function of records.
-
-They import the framework, so ``pipeline`` imports them only when the data is good.
-"""
+"""The search: plan it, fill the cache, train the trials, describe what came out."""
 
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,32 +13,13 @@ import numpy as np
 
 from automl.config import SearchConfig
 from automl.console import Console
-from automl.data.pictures import write_picture
-from automl.data.split import rows_without_twins
 from automl.errors import SearchError
-from automl.evaluation.baselines import all_baselines, predict_out_of_fold
-from automl.evaluation.calibration import (
-    apply_calibration,
-    fit_temperature,
-    prior_shift,
-)
-from automl.evaluation.evaluate import evaluate_model
-from automl.evaluation.heatmaps import overlay
-from automl.evaluation.metrics import predict_classes
-from automl.evaluation.robustness import evaluate_robustness
-from automl.evaluation.saliency import check_saliency, grad_cam
-from automl.evaluation.thresholds import choose_threshold
 from automl.folder import (
     check_fingerprint,
-    count_test_evaluations,
     write_json,
-    write_probabilities,
 )
-from automl.records import ModelInfo, Scan, Split, Study
-from automl.search.engine import tensorflow_engine
+from automl.records import Scan, Split, Study
 from automl.search.hyperband import make_schedule
-from automl.search.model import cut_logits
-from automl.search.objective import probabilities_of
 from automl.search.plan import (
     BUDGET_SHARE,
     balanced_size,
@@ -61,20 +38,13 @@ from automl.search.study import CRASH_RETRIES, StudyPlan, run_study
 from automl.search.summary import summarise_study
 from automl.search.trial import Trainer, prepare_trainer
 from automl.search.worker import WorkerError
-from automl.serving.export import export_saved_model, measure_folder, prove_model
-from automl.serving.guards import add_guards, fit_guards
-from automl.serving.parity import FILES, TestSet
-from automl.serving.predictor import Predictor, load
+from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
 
 # Seconds that a budget keeps back for evaluation, export and report.
 RESERVE_SECONDS = 45.0
 RESERVE_SHARE = 0.15
-GRID_IMAGES = 6
-PICTURE_SIDE = 160
-SALIENCY_IMAGES = 48
 PASSES = ("train", "predict")
-PROOF_IMAGES = 600
 
 
 @dataclass(frozen=True)
@@ -86,6 +56,11 @@ class SearchPlan:
     speeds: dict[float, Speeds]
     expected_seconds: float
     description: dict[str, Any]
+
+
+def share_of_search(budget: float) -> float:
+    """Seconds of a budget after which the search must end; the rest is for what follows it."""
+    return budget - min(max(RESERVE_SECONDS, RESERVE_SHARE * budget), budget / 2)
 
 
 def make_spec(config: SearchConfig, scan: Scan, split: Split, cache: Path) -> StudySpec:
@@ -338,320 +313,6 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
 
 def minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-@dataclass(frozen=True)
-class Winner:
-    """The finished model with its answers: probabilities (n, k), ``features`` of every image."""
-
-    model: Any
-    temperature: float
-    threshold: float | None
-    val: np.ndarray
-    test_before: np.ndarray
-    test: np.ndarray
-    features: np.ndarray
-
-
-def finish_model(
-    study: Study, spec: StudySpec, scan: Scan, split: Split, console: Console
-) -> Winner:
-    """The best trial as one whole model, calibrated on validation.
-
-    The logits are first moved back from the balanced classes to the training data's own,
-    then divided by a temperature; both are part of the model.
-    """
-    trainer = Trainer(spec, float(study.best.params["width"]))
-    assert scan.pixels is not None
-    rows = {name: split.rows(name) for name in ("val", "test")}
-    targets = scan.dataset.targets
-    counts = np.bincount(targets[spec.train_rows], minlength=spec.n_classes)
-    balanced = np.full_like(counts, counts.max()) if spec.balance != "none" else counts
-    shift = prior_shift(counts, balanced)
-    head_shift = np.array([shift[1] - shift[0]]) if spec.n_classes == 2 else shift
-    model = trainer.best_model(study.best.params, study.checkpoint, bias_shift=head_shift)
-    logits = tensorflow_engine(cut_logits(model))
-    answers = {}
-    for done, (name, part) in enumerate(rows.items()):
-        console.progress("predicting", done, len(rows))
-        blocks = [
-            logits(np.asarray(scan.pixels[part[i : i + 32]], np.float32))[0]
-            for i in range(0, len(part), 32)
-        ]
-        answers[name] = np.concatenate(blocks)
-    console.progress("predicting", len(rows), len(rows))
-    temperature = fit_temperature(answers["val"], targets[rows["val"]])
-    final = trainer.best_model(study.best.params, study.checkpoint, temperature, head_shift)
-    val = apply_calibration(answers["val"], temperature)
-    threshold = None
-    if spec.n_classes == 2:
-        threshold = choose_threshold(targets[rows["val"]] == 1, val[:, 1])
-    unshifted = answers["test"] - head_shift
-    features = trainer.activations.read(0, 0, np.arange(len(targets)))
-    return Winner(
-        model=final,
-        temperature=temperature,
-        threshold=threshold,
-        val=val,
-        test_before=probabilities_of(unshifted),
-        test=apply_calibration(answers["test"], temperature),
-        features=features,
-    )
-
-
-def evaluate_winner(
-    winner: Winner,
-    scan: Scan,
-    split: Split,
-    config: SearchConfig,
-    folder: Path,
-    journal: Journal,
-    group_kind: str,
-    console: Console,
-) -> dict[str, Any]:
-    """The test set, once: the "evaluation" and "baselines" parts, and predictions.csv."""
-    dataset = scan.dataset
-    test, val = split.rows("test"), split.rows("val")
-    targets = dataset.targets
-    names = [dataset.samples[row].image for row in test]
-    used = count_test_evaluations(folder) + 1
-    attributes = sorted({key for row in test for key in dataset.samples[row].attributes})
-    without = np.isin(test, rows_without_twins(split))
-    console.progress("looking for wrong labels", 0, 1)
-    rest, p_rest = predict_out_of_fold(scan, split, winner.features, config.seed)
-    console.progress("looking for wrong labels", 1, 1)
-    parts = evaluate_model(
-        classes=dataset.classes,
-        positive=dataset.positive,
-        y_val=targets[val],
-        p_val=winner.val,
-        y_test=targets[test],
-        p_test=winner.test,
-        p_test_before=winner.test_before,
-        images_test=names,
-        threshold=winner.threshold,
-        groups_test=split.group[test],
-        group_kind=group_kind,
-        patients_test=patient_codes([dataset.samples[row].group for row in test]),
-        temperature=winner.temperature,
-        without_twins=without,
-        attributes={
-            k: [dataset.samples[row].attributes.get(k) for row in test] for k in attributes
-        },
-        baselines=all_baselines(scan, split, features=winner.features),
-        out_of_sample=([dataset.samples[row].image for row in rest], targets[rest], p_rest),
-        test_evaluations=used,
-        seed=config.seed,
-        progress=console.progress,
-    )
-    journal.append(
-        "evaluated", on="test", images=len(test), metrics=parts["evaluation"]["test"]["metrics"]
-    )
-    for name, rows, p in (
-        ("predictions.csv", test, winner.test),
-        ("predictions_val.csv", val, winner.val),
-    ):
-        guesses = predict_classes(p, winner.threshold, 1)
-        write_probabilities(
-            folder / name,
-            [dataset.samples[row].image for row in rows],
-            [dataset.samples[row].label for row in rows],
-            [dataset.classes[guess] for guess in guesses],
-            p,
-            dataset.classes,
-        )
-    return parts
-
-
-def patient_codes(patients: Sequence[str | None]) -> np.ndarray | None:
-    """Patients as 0 … P-1, int (n,); None if one of them is unknown."""
-    known = [patient for patient in patients if patient]
-    return np.unique(known, return_inverse=True)[1] if len(known) == len(patients) else None
-
-
-def export_winner(
-    winner: Winner,
-    scan: Scan,
-    split: Split,
-    config: SearchConfig,
-    folder: Path,
-    parts: dict[str, Any],
-    console: Console,
-) -> tuple[Predictor, dict[str, Any]]:
-    """model.keras and model/ with its guards, proved equal in a process of its own."""
-    dataset = scan.dataset
-    test, train, val = (split.rows(name) for name in ("test", "train", "val"))
-    steps = 5
-    console.progress("exporting the model", 0, steps)
-    part = folder / "model.part.keras"
-    winner.model.save(part)
-    os.replace(part, folder / "model.keras")
-    metrics = parts["evaluation"]["test"]["metrics"]
-    info = ModelInfo(
-        name=folder.name,
-        classes=dataset.classes,
-        positive=dataset.positive,
-        threshold=0.5 if winner.threshold is None else winner.threshold,
-        temperature=winner.temperature,
-        image_size=config.image_size,
-        headline={name: metrics[name] for name in ("roc_auc", "balanced_accuracy", "accuracy")},
-        detail={"data": scan.digest, "split": split.digest, "weights": config.weights_used},
-    )
-    export_saved_model(winner.model, info, folder / "model")
-    console.progress("exporting the model", 1, steps)
-    predictor = load(folder / "model")
-    assert scan.pixels is not None
-    seen = predictor.describe(TakeRows(scan.pixels, train))
-    console.progress("exporting the model", 2, steps)
-    guards = fit_guards(
-        seen.features,
-        seen.statistics,
-        scan.thumbnails[train],
-        [scan.facts[row]["sha256"] for row in train],
-        winner.val,
-        dataset.targets[val],
-        groups_train=split.group[train],
-        seed=config.seed,
-    )
-    add_guards(folder / "model", guards)
-    console.progress("exporting the model", 3, steps)
-    some = test[:PROOF_IMAGES]
-    proofs = prove_model(
-        folder / "model", TestSet(np.asarray(scan.pixels[some]), winner.test[: len(some)])
-    )
-    console.progress("exporting the model", 4, steps)
-    latency = []
-    for row in test[:64]:
-        started = time.perf_counter()
-        predictor.engine.run(np.asarray(scan.pixels[row : row + 1]))
-        latency.append(1000 * (time.perf_counter() - started))
-    console.progress("exporting the model", 5, steps)
-    cost = {
-        "latency": {
-            "p50_ms": round(float(np.quantile(latency, 0.5)), 2),
-            "p95_ms": round(float(np.quantile(latency, 0.95)), 2),
-        },
-        "images_per_second": round(1000 / float(np.median(latency)), 1),
-        "model_mb": round(measure_folder(folder / "model") / 1e6, 2),
-        "exports": [
-            {
-                "format": name,
-                "mb": round(measure_folder(folder / "model", FILES.get(name, "*")) / 1e6, 2),
-                "parity": proof.to_json(),
-            }
-            for name, proof in proofs.items()
-        ],
-    }
-    return load(folder / "model"), cost
-
-
-class TakeRows:
-    """Some rows of a memory map, read only when they are sliced."""
-
-    def __init__(self, pixels: np.ndarray, rows: np.ndarray) -> None:
-        self.pixels, self.rows = pixels, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return np.asarray(self.pixels[self.rows[part]])
-
-
-def probe_winner(
-    winner: Winner,
-    predictor: Predictor,
-    scan: Scan,
-    split: Split,
-    config: SearchConfig,
-    console: Console,
-) -> dict[str, Any]:
-    """Robustness and saliency: what the model does with worse images, and where it looks."""
-    assert scan.pixels is not None
-    test = split.rows("test")
-    targets = scan.dataset.targets
-    pixels = TakeRows(scan.pixels, test)
-    robustness = evaluate_robustness(
-        lambda batch: predictor.describe(batch).probabilities,
-        pixels,  # type: ignore[arg-type]
-        targets[test],
-        winner.threshold,
-        split.group[test],
-        config.seed,
-        progress=console.progress,
-    )
-    console.lap("robustness")
-    chosen = np.random.default_rng(config.seed).permutation(test)[:SALIENCY_IMAGES]
-    console.progress("looking at what the model looks at", 0, 1)
-    saliency = check_saliency(
-        winner.model, np.asarray(scan.pixels[np.sort(chosen)]), seed=config.seed
-    )
-    console.progress("looking at what the model looks at", 1, 1)
-    console.lap("saliency")
-    return {"robustness": robustness, "saliency": saliency}
-
-
-def draw_pictures(
-    scan: Scan,
-    split: Split,
-    winner: Winner,
-    report: dict[str, Any],
-    folder: Path,
-    config: SearchConfig,
-) -> None:
-    """Write the report's pictures and put their names where the report has room for them."""
-    assert scan.pixels is not None
-    pictures = folder / "pictures"
-    row_of = {sample.image: row for row, sample in enumerate(scan.dataset.samples)}
-
-    def picture(row: int) -> str:
-        path = pictures / f"{row:06d}.jpg"
-        if not path.exists():
-            write_picture(np.asarray(scan.pixels[row]), path, PICTURE_SIDE)
-        return path.name
-
-    draw = np.random.default_rng(config.seed)
-    grid = {}
-    for index, name in enumerate(scan.dataset.classes):
-        rows = np.flatnonzero(scan.dataset.targets == index)
-        chosen = np.sort(draw.choice(rows, min(GRID_IMAGES, len(rows)), replace=False))
-        grid[name] = [picture(int(row)) for row in chosen]
-    report["dataset"]["grid"] = grid
-    for pair in report["audit"].get("twins", {}).get("pairs", []):
-        pair["picture_a"], pair["picture_b"] = (
-            picture(row_of[pair["a"]]),
-            picture(row_of[pair["b"]]),
-        )
-    evaluation = report["evaluation"]
-    cases = [*evaluation["mistakes"], *evaluation["label_suspects"]]
-    explained = [case for group in evaluation["examples"].values() for case in group]
-    explained += evaluation["mistakes"]
-    for case in [*cases, *explained]:
-        case["picture"] = picture(row_of[case["image"]])
-    names = {case["image"]: case["predicted"] for case in explained}
-    if not names:
-        return
-    rows = np.array([row_of[name] for name in names])
-    pixels = np.asarray(scan.pixels[rows])
-    classes = list(scan.dataset.classes)
-    guesses = np.array([classes.index(guess) for guess in names.values()])
-    for index in np.unique(guesses):
-        at = np.flatnonzero(guesses == index)
-        for row, image, heat in zip(
-            rows[at], pixels[at], grad_cam(winner.model, pixels[at], int(index)), strict=True
-        ):
-            path = pictures / f"{row:06d}-heat.jpg"
-            write_picture(overlay(image, heat), path, PICTURE_SIDE)
-    for case in explained:
-        case["saliency"] = f"{row_of[case['image']]:06d}-heat.jpg"
-
-
-def peak_memory_mb() -> dict[str, float]:
-    """The largest resident sizes so far, of this process and of its largest child."""
-    return {
-        "driver": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "worker": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
-    }
 
 
 def describe_search(

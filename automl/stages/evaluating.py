@@ -1,0 +1,212 @@
+"""The winner: one calibrated model, its answers, and the test set once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automl.config import SearchConfig
+from automl.console import Console
+from automl.data.split import rows_without_twins
+from automl.evaluation.baselines import all_baselines, predict_out_of_fold
+from automl.evaluation.calibration import (
+    apply_calibration,
+    fit_temperature,
+    prior_shift,
+)
+from automl.evaluation.evaluate import evaluate_model
+from automl.evaluation.metrics import predict_classes
+from automl.evaluation.robustness import evaluate_robustness
+from automl.evaluation.saliency import check_saliency
+from automl.evaluation.thresholds import choose_threshold
+from automl.folder import (
+    count_test_evaluations,
+    write_probabilities,
+)
+from automl.records import Scan, Split, Study
+from automl.search.engine import tensorflow_engine
+from automl.search.model import cut_logits
+from automl.search.objective import probabilities_of
+from automl.search.spec import StudySpec
+from automl.search.trial import Trainer
+from automl.serving.predictor import Predictor
+from automl.tracking.journal import Journal
+
+SALIENCY_IMAGES = 48
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The finished model with its answers: probabilities (n, k), ``features`` of every image."""
+
+    model: Any
+    temperature: float
+    threshold: float | None
+    val: np.ndarray
+    test_before: np.ndarray
+    test: np.ndarray
+    features: np.ndarray
+
+
+class TakeRows:
+    """Some rows of a memory map, read only when they are sliced."""
+
+    def __init__(self, pixels: np.ndarray, rows: np.ndarray) -> None:
+        self.pixels, self.rows = pixels, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return np.asarray(self.pixels[self.rows[part]])
+
+
+def finish_model(
+    study: Study, spec: StudySpec, scan: Scan, split: Split, console: Console
+) -> Winner:
+    """The best trial as one whole model, calibrated on validation.
+
+    The logits are first moved back from the balanced classes to the training data's own,
+    then divided by a temperature; both are part of the model.
+    """
+    trainer = Trainer(spec, float(study.best.params["width"]))
+    assert scan.pixels is not None
+    rows = {name: split.rows(name) for name in ("val", "test")}
+    targets = scan.dataset.targets
+    counts = np.bincount(targets[spec.train_rows], minlength=spec.n_classes)
+    balanced = np.full_like(counts, counts.max()) if spec.balance != "none" else counts
+    shift = prior_shift(counts, balanced)
+    head_shift = np.array([shift[1] - shift[0]]) if spec.n_classes == 2 else shift
+    model = trainer.best_model(study.best.params, study.checkpoint, bias_shift=head_shift)
+    logits = tensorflow_engine(cut_logits(model))
+    answers = {}
+    for done, (name, part) in enumerate(rows.items()):
+        console.progress("predicting", done, len(rows))
+        blocks = [
+            logits(np.asarray(scan.pixels[part[i : i + 32]], np.float32))[0]
+            for i in range(0, len(part), 32)
+        ]
+        answers[name] = np.concatenate(blocks)
+    console.progress("predicting", len(rows), len(rows))
+    temperature = fit_temperature(answers["val"], targets[rows["val"]])
+    final = trainer.best_model(study.best.params, study.checkpoint, temperature, head_shift)
+    val = apply_calibration(answers["val"], temperature)
+    threshold = None
+    if spec.n_classes == 2:
+        threshold = choose_threshold(targets[rows["val"]] == 1, val[:, 1])
+    unshifted = answers["test"] - head_shift
+    features = trainer.activations.read(0, 0, np.arange(len(targets)))
+    return Winner(
+        model=final,
+        temperature=temperature,
+        threshold=threshold,
+        val=val,
+        test_before=probabilities_of(unshifted),
+        test=apply_calibration(answers["test"], temperature),
+        features=features,
+    )
+
+
+def evaluate_winner(
+    winner: Winner,
+    scan: Scan,
+    split: Split,
+    config: SearchConfig,
+    folder: Path,
+    journal: Journal,
+    group_kind: str,
+    console: Console,
+) -> dict[str, Any]:
+    """The test set, once: the "evaluation" and "baselines" parts, and predictions.csv."""
+    dataset = scan.dataset
+    test, val = split.rows("test"), split.rows("val")
+    targets = dataset.targets
+    names = [dataset.samples[row].image for row in test]
+    used = count_test_evaluations(folder) + 1
+    attributes = sorted({key for row in test for key in dataset.samples[row].attributes})
+    without = np.isin(test, rows_without_twins(split))
+    console.progress("looking for wrong labels", 0, 1)
+    rest, p_rest = predict_out_of_fold(scan, split, winner.features, config.seed)
+    console.progress("looking for wrong labels", 1, 1)
+    parts = evaluate_model(
+        classes=dataset.classes,
+        positive=dataset.positive,
+        y_val=targets[val],
+        p_val=winner.val,
+        y_test=targets[test],
+        p_test=winner.test,
+        p_test_before=winner.test_before,
+        images_test=names,
+        threshold=winner.threshold,
+        groups_test=split.group[test],
+        group_kind=group_kind,
+        patients_test=patient_codes([dataset.samples[row].group for row in test]),
+        temperature=winner.temperature,
+        without_twins=without,
+        attributes={
+            k: [dataset.samples[row].attributes.get(k) for row in test] for k in attributes
+        },
+        baselines=all_baselines(scan, split, features=winner.features),
+        out_of_sample=([dataset.samples[row].image for row in rest], targets[rest], p_rest),
+        test_evaluations=used,
+        seed=config.seed,
+        progress=console.progress,
+    )
+    journal.append(
+        "evaluated", on="test", images=len(test), metrics=parts["evaluation"]["test"]["metrics"]
+    )
+    for name, rows, p in (
+        ("predictions.csv", test, winner.test),
+        ("predictions_val.csv", val, winner.val),
+    ):
+        guesses = predict_classes(p, winner.threshold, 1)
+        write_probabilities(
+            folder / name,
+            [dataset.samples[row].image for row in rows],
+            [dataset.samples[row].label for row in rows],
+            [dataset.classes[guess] for guess in guesses],
+            p,
+            dataset.classes,
+        )
+    return parts
+
+
+def patient_codes(patients: Sequence[str | None]) -> np.ndarray | None:
+    """Patients as 0 … P-1, int (n,); None if one of them is unknown."""
+    known = [patient for patient in patients if patient]
+    return np.unique(known, return_inverse=True)[1] if len(known) == len(patients) else None
+
+
+def probe_winner(
+    winner: Winner,
+    predictor: Predictor,
+    scan: Scan,
+    split: Split,
+    config: SearchConfig,
+    console: Console,
+) -> dict[str, Any]:
+    """Robustness and saliency: what the model does with worse images, and where it looks."""
+    assert scan.pixels is not None
+    test = split.rows("test")
+    targets = scan.dataset.targets
+    pixels = TakeRows(scan.pixels, test)
+    robustness = evaluate_robustness(
+        lambda batch: predictor.describe(batch).probabilities,
+        pixels,  # type: ignore[arg-type]
+        targets[test],
+        winner.threshold,
+        split.group[test],
+        config.seed,
+        progress=console.progress,
+    )
+    console.lap("robustness")
+    chosen = np.random.default_rng(config.seed).permutation(test)[:SALIENCY_IMAGES]
+    console.progress("looking at what the model looks at", 0, 1)
+    saliency = check_saliency(
+        winner.model, np.asarray(scan.pixels[np.sort(chosen)]), seed=config.seed
+    )
+    console.progress("looking at what the model looks at", 1, 1)
+    console.lap("saliency")
+    return {"robustness": robustness, "saliency": saliency}
