@@ -21,7 +21,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+KINDS = ("trial_started", "trial_ended")
 KILLS_A_SEARCH = 10
+VICTIMS = ("driver", "worker", "both")
+# Kills of each kind; lines that no reader can read; trials that ran when a kill came; trials
+# that were begun again; trials that ended twice.
+COUNTED = (*VICTIMS, "unreadable", "running", "repeated", "ended_twice")
 
 
 def command(out: Path, cache: Path, name: str, resume: bool) -> list[str]:
@@ -41,9 +46,28 @@ def children(pid: int) -> list[int]:
 
 
 def events(run: Path) -> list[dict]:
+    """The journal's whole lines; one that cannot be read is {"event": "unreadable"}."""
     path = run / "journal.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line.strip()]
+    found = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            found.append({"event": "unreadable"})
+    return found
+
+
+def running(run: Path) -> int:
+    """Trials begun and not ended in the last session."""
+    open_trials: set[str] = set()
+    for event in events(run):
+        if event["event"] == "session_started":
+            open_trials.clear()
+        elif event["event"] == "trial_started":
+            open_trials.add(event["trial"])
+        elif event["event"] in ("trial_ended", "trial_failed"):
+            open_trials.discard(event["trial"])
+    return len(open_trials)
 
 
 def trials(run: Path) -> list[dict]:
@@ -57,7 +81,7 @@ def disturb(
     """Run one search to its end through ``kills`` kills, each after up to ``seconds``."""
     run = out / name
     done = 0
-    counts = {"driver": 0, "worker": 0, "both": 0}
+    counts = dict.fromkeys(COUNTED, 0)
     while True:
         process = subprocess.Popen(
             command(out, cache, name, resume=(run / "journal.jsonl").exists()),
@@ -68,9 +92,10 @@ def disturb(
                 process.wait(draw.uniform(0.0, seconds))
             if process.poll() is not None:
                 break
-            victim = draw.choice(["driver", "worker", "both"])
+            victim = draw.choice(VICTIMS)
             targets = children(process.pid) if victim != "driver" else []
             targets += [process.pid] if victim != "worker" else []
+            counts["running"] += running(run)
             for target in targets:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(target, signal.SIGKILL)
@@ -83,8 +108,11 @@ def disturb(
             break
         if process.returncode != -signal.SIGKILL:
             raise SystemExit(f"{name}: exit code {process.returncode}: {text[-2000:]}")
-    ended = [e["trial"] for e in events(run) if e["event"] == "trial_ended"]
-    return counts | {"kills": done, "ended_twice": len(ended) - len(set(ended))}
+    found = events(run)
+    names = {kind: [e["trial"] for e in found if e["event"] == kind] for kind in KINDS}
+    again, twice = (len(all_) - len(set(all_)) for all_ in names.values())
+    counts["unreadable"] += sum(event["event"] == "unreadable" for event in found)
+    return counts | {"repeated": again, "ended_twice": twice}
 
 
 def main() -> None:
@@ -93,19 +121,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    total = {"driver": 0, "worker": 0, "both": 0, "kills": 0, "ended_twice": 0}
+    total = dict.fromkeys(COUNTED, 0)
     unequal = searches = 0
     with tempfile.TemporaryDirectory() as name:
         out, cache = Path(name) / "reports", Path(name) / "cache"
-        began = time.monotonic()
         subprocess.run(command(out, cache, "calm", False), cwd=ROOT, check=True)
         began = time.monotonic()
         subprocess.run(command(out, cache, "calm2", False), cwd=ROOT, check=True)
         seconds = time.monotonic() - began
         assert trials(out / "calm") == trials(out / "calm2"), "the search itself is not repeatable"
         answer = (out / "calm" / "predictions.csv").read_text()
-        while total["kills"] < options.kills:
-            kills = min(KILLS_A_SEARCH, options.kills - total["kills"])
+        while (done := sum(total[kind] for kind in VICTIMS)) < options.kills:
+            kills = min(KILLS_A_SEARCH, options.kills - done)
             counts = disturb(out, cache, f"s{searches}", draw, kills, 0.5 * seconds)
             total = {key: total[key] + counts[key] for key in total}
             same = trials(out / f"s{searches}") == trials(out / "calm")
@@ -113,11 +140,13 @@ def main() -> None:
             unequal += not same
             searches += 1
             print(f"search {searches}: {counts}, {'equal' if same else 'DIFFERENT'}", flush=True)
-    print("\n| searches | kills | driver | worker | both | unreadable | ended twice | unequal |")
-    print("|---|---|---|---|---|---|---|---|")
-    cells = [searches, total["kills"], total["driver"], total["worker"], total["both"], 0]
-    print("| " + " | ".join(str(cell) for cell in [*cells, total["ended_twice"], unequal]) + " |")
-    sys.exit(1 if unequal or total["ended_twice"] else 0)
+    rows = {"searches": searches, "kills": sum(total[kind] for kind in VICTIMS)} | total
+    rows["unequal"] = unequal
+    print("\n| " + " | ".join(rows).replace("_", " ") + " |")
+    print("|" + "---|" * len(rows))
+    print("| " + " | ".join(map(str, rows.values())) + " |")
+    bad = unequal or total["unreadable"] or total["ended_twice"]
+    sys.exit(1 if bad or total["repeated"] > total["running"] else 0)
 
 
 if __name__ == "__main__":
