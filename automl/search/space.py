@@ -32,12 +32,7 @@ def define_space(
     ordered = sorted(depths)
     usual = ordered[-2] if len(ordered) > 2 else ordered[-1]
     values = {
-        "fine_tune_depth": hp.Choice(
-            "fine_tune_depth",
-            ordered,
-            default=ordered[-2] if len(ordered) > 2 else ordered[-1],
-            ordered=True,
-        ),
+        "fine_tune_depth": hp.Choice("fine_tune_depth", ordered, default=usual, ordered=True),
         "head_units": hp.Choice("head_units", list(HEAD_UNITS), default=128, ordered=True),
         "dropout": hp.Float("dropout", 0.0, 0.6, step=0.1, default=0.2),
         "learning_rate": hp.Float("learning_rate", *LEARNING_RATES, sampling="log", default=3e-3),
