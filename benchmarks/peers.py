@@ -56,8 +56,9 @@ IMAGE_SIZE = 160
 # A peer that is not back by then will not be.
 PATIENCE_SHARE, PATIENCE_SECONDS = 1.5, 300.0
 SAMPLING_SECONDS = 1.0
-LEAKS = re.compile(r"\bleak|duplicate|near-cop|\btwin|identical image", re.IGNORECASE)
+LEAKS = re.compile(r"\bleak|duplicate|near-cop|(pairs of|have a) twin|identical", re.IGNORECASE)
 WARNS = re.compile(r"warn|error:|caution", re.IGNORECASE)
+ERRORS = re.compile(r"^(?:(?:[\w.]+\.)?\w*(?:Error|Exception)\b|error:).*", re.MULTILINE)
 COLUMNS = {
     "roc_auc": "ROC AUC",
     "accuracy": "accuracy",
@@ -169,11 +170,11 @@ def write_backbone(out: Path) -> Path:
                 arrays[f"slope_{norms}"] = slope
                 arrays[f"shift_{norms}"] = values["beta"] - slope * values["moving_mean"]
                 norms += 1
-            elif "depthwise_kernel" in values:
-                arrays[f"kernel_{kernels}"] = values["depthwise_kernel"].transpose(2, 3, 0, 1)
-                kernels += 1
-            elif "kernel" in values:
-                arrays[f"kernel_{kernels}"] = values["kernel"].transpose(3, 2, 0, 1)
+            elif "kernel" in values or "depthwise_kernel" in values:
+                depthwise = "depthwise" in str(layer)
+                (kernel,) = values.values()
+                axes = (2, 3, 0, 1) if depthwise else (3, 2, 0, 1)
+                arrays[f"kernel_{kernels}"] = kernel.transpose(axes)
                 kernels += 1
     np.savez(path, **arrays)
     return path
@@ -321,8 +322,8 @@ def run_peer(
     text = log.read_text(encoding="utf-8", errors="replace")
     taken |= {"peer": name, "split": split, "minutes": minutes, "seed": seed} | told(text)
     if taken["exit_code"] != 0:
-        last = [line for line in text.splitlines() if line.strip()][-1:]
-        taken["error"] = last[0] if last else "it said nothing"
+        errors = ERRORS.findall(text)
+        taken["error"] = errors[-1] if errors else f"exit code {taken['exit_code']}"
         write_json(options.out / f"{stem}.json", taken)
     elif peer.script is None:
         answers, notes = our_answers(folder, taken["began"])
@@ -510,6 +511,8 @@ def print_row(cells: list[str]) -> None:
 
 
 def main() -> None:
+    # A benchmark that is ended takes its peer along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = read_options()
     options.out.mkdir(parents=True, exist_ok=True)
     images = prepare_images(options.data, options.out, options.split_seed)

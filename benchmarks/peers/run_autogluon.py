@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from job import Job, read_images, read_job
-from torch_backbone import define_nms, transplant
+from torch_backbone import import_torchvision, transplant
 
 # After its limit it averages checkpoints and judges the averages on validation.
 AFTER_SHARE = 0.1
@@ -59,7 +59,7 @@ def write_backbone(job: Job) -> Path:
 
 def main() -> None:
     job = read_job()
-    define_nms()
+    import_torchvision()
     import lightning.pytorch as pl
     from autogluon.multimodal import MultiModalPredictor
     from autogluon.multimodal.learners.base import BaseLearner

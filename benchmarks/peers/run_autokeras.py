@@ -64,10 +64,7 @@ def main() -> None:
     job = read_job()
     accept_numpy_units()
     go_on_after_failures()
-    images = {
-        part: read_images(paths, job.image_size).astype("float32")
-        for part, paths in job.paths.items()
-    }
+    images = {part: read_images(paths, job.image_size) for part, paths in job.paths.items()}
     clock = BestSoFar(job, "val_auc")
     patience = keras.callbacks.EarlyStopping("val_auc", patience=5, mode="max")
     metrics = [keras.metrics.AUC(name="auc")]

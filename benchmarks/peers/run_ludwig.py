@@ -3,36 +3,63 @@
     pip install ludwig==0.11.0      # in an environment of its own
 
 Its search needs a Ray cluster and knows no images; what remains is its trainer. The backbone is
-its encoder ``mobilenetv2`` (torchvision's) with the common ImageNet weights where torchvision
-looks for its own. It stops early on validation; for the budget a callback ends the training.
+its encoder ``mobilenetv2`` (torchvision's), which gets the common ImageNet weights in place of
+torchvision's own; that encoder sees 224 pixels, whatever is asked. It stops early on validation;
+for the budget a callback ends the training.
 """
 
-import os
+import logging
+import sys
+import types
+from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from job import read_images, read_job
-from torch_backbone import define_nms, take_imagenet_norm, transplant
+from torch_backbone import (
+    import_torchvision,
+    pad_as_tensorflow,
+    take_imagenet_norm,
+    transplant,
+)
 
+# What torchvision's MobileNetV2 resizes to, and what it cuts out of the middle.
+SIZE, CROP = 232, 224
+
+
+def skip_torchaudio() -> None:
+    """Ludwig imports it for its audio columns; built for CUDA, it cannot be loaded without."""
+    try:
+        import torchaudio  # noqa: F401
+    except OSError:
+        empty = types.ModuleType("torchaudio")
+        empty.__spec__ = ModuleSpec("torchaudio", None)
+        empty.__version__ = version("torchaudio")
+        sys.modules["torchaudio"] = empty
 
 def main() -> None:
     job = read_job()
-    define_nms()
+    import_torchvision()
+    skip_torchaudio()
     import torchvision
 
     torch.set_num_threads(2)
-    pixels = read_images(job.paths["train"][:256], job.image_size)
-    network = torchvision.models.mobilenet_v2(weights=None)
-    transplant(network, job.backbone, pixels)
-    take_imagenet_norm(network.features[0][0], network.features[0][1])
-    os.environ["TORCH_HOME"] = str(job.folder / "torch")
-    folder = job.folder / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = torchvision.models.MobileNet_V2_Weights.DEFAULT.url.rsplit("/", 1)[1]
-    torch.save(network.state_dict(), folder / name)
+    make_empty = torchvision.models.mobilenet_v2
 
+    def mobilenet_v2(*, weights: Any = None, **options: Any) -> torch.nn.Module:
+        network = make_empty(weights=None, **options)
+        pad_as_tensorflow(network)
+        if weights is not None:
+            pixels = read_images(job.paths["train"][:256], CROP)
+            transplant(network, job.backbone, pixels)
+            take_imagenet_norm(network.features[0][0], network.features[0][1])
+        return network
+
+    # Ludwig remembers torchvision's functions when it is imported.
+    torchvision.models.mobilenet_v2 = mobilenet_v2
     from ludwig.api import LudwigModel
     from ludwig.callbacks import Callback
 
@@ -52,7 +79,7 @@ def main() -> None:
 
     tables = {}
     for part, paths in job.paths.items():
-        column = list(read_images(paths, job.image_size))
+        column = list(read_images(paths, SIZE))
         # The test set's labels are not known here; the column must be there.
         labels = job.labels.get(part, np.zeros(len(paths), dtype=np.int64))
         tables[part] = pd.DataFrame({"image": column, "label": labels.astype(bool)})
@@ -63,12 +90,7 @@ def main() -> None:
                     "name": "image",
                     "type": "image",
                     "encoder": {"type": "mobilenetv2", "use_pretrained": True, "trainable": True},
-                    "preprocessing": {
-                        "height": job.image_size,
-                        "width": job.image_size,
-                        "num_channels": 3,
-                        "in_memory": True,
-                    },
+                    "preprocessing": {"num_channels": 3, "in_memory": True},
                 }
             ],
             "output_features": [{"name": "label", "type": "binary"}],
@@ -76,13 +98,14 @@ def main() -> None:
                 "epochs": 100,
                 "batch_size": 32,
                 "learning_rate": 1e-4,
-                "early_stop": 10,
-                "checkpoints_per_epoch": 2,
+                "early_stop": 12,
+                "checkpoints_per_epoch": 4,
                 "validation_field": "label",
                 "validation_metric": "roc_auc",
             },
         },
         backend="local",
+        logging_level=logging.INFO,
         callbacks=[Clock()],
     )
     model.train(

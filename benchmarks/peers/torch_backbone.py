@@ -1,5 +1,6 @@
 """The common ImageNet weights in a PyTorch MobileNetV2, for the peers that use PyTorch."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,24 @@ IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
-def define_nms() -> None:
+def import_torchvision() -> None:
     """Let torchvision be imported where it was built for CUDA and torch was not.
 
     Its compiled operations cannot be loaded then, and its import ends at the first that is
-    missing. No peer here uses one.
+    missing. No peer here uses one, so a name without a body will do.
     """
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
+        if "operator torchvision::" not in str(error):
             raise
         library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        # It goes away with the object that defined it.
-        torch.torchvision_nms_library = library
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        # What it defined goes away with it.
+        torch.torchvision_names = library
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
 
 
 def transplant(model: nn.Module, backbone: Path, pixels: np.ndarray) -> None:
@@ -88,6 +92,22 @@ def measure(
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """uint8 (n, S, S, 3) → float32 (n, 3, S, S) in [-1, 1], as MobileNetV2 was trained."""
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32)) / 127.5 - 1.0
+
+
+class TensorFlowPadding(nn.Conv2d):
+    """A convolution of stride 2 that pads as TensorFlow does: of one odd pixel, behind."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = (1 - side % 2 for side in images.shape[-2:])
+        padded = nn.functional.pad(images, (1 - width, 1, 1 - height, 1))
+        return nn.functional.conv2d(padded, self.weight, None, self.stride, 0, 1, self.groups)
+
+
+def pad_as_tensorflow(model: nn.Module) -> None:
+    """Without it torchvision's features are half strangers to the weights (correlation .59)."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
+            layer.__class__ = TensorFlowPadding
 
 
 def take_imagenet_norm(kernel: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
