@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -453,6 +454,8 @@ def print_tables(out: Path, images: Images, split: str) -> None:
     header += ["s to the best", "s in all", "MB", "disturbed", "told about leaks"]
     print_row(header)
     print_row(["---"] * len(header))
+    seeds = {result.notes["seed"] for result in results}
+    by_seed: dict[tuple[str, str], list[dict[str, Interval]]] = defaultdict(list)
     for result in results:
         notes = result.notes
         budget = f"{notes['minutes']:g}" if result.peer.budgeted else "–"
@@ -460,7 +463,9 @@ def print_tables(out: Path, images: Images, split: str) -> None:
             print_row([result.peer.title, budget, f"failed: {notes['error'][:150]}"])
             continue
         values = score(result, images)
-        cells = [result.peer.title, budget, *(show(values[name]) for name in COLUMNS)]
+        by_seed[result.peer.title, budget].append(values)
+        title = result.peer.title + (f", seed {notes['seed']}" if len(seeds) > 1 else "")
+        cells = [title, budget, *(show(values[name]) for name in COLUMNS)]
         if leaks:
             cells.append(show(score(result, images, alone)["accuracy"]))
         about = notes["about_leaks"]
@@ -472,6 +477,13 @@ def print_tables(out: Path, images: Images, split: str) -> None:
             about[0][:160] if about else "nothing",
         ]
         print_row(cells)
+    for (title, budget), many in by_seed.items():
+        if len(many) > 1:
+            cells = [f"{title}: mean of {len(many)} seeds (lowest to highest)", budget]
+            for name in COLUMNS:
+                drawn = np.array([values[name]["value"] for values in many])
+                cells.append(f"{drawn.mean():.3f} ({drawn.min():.3f} to {drawn.max():.3f})")
+            print_row(cells)
     print_differences(results, images, split)
 
 

@@ -40,6 +40,7 @@ def skip_torchaudio() -> None:
         empty.__version__ = version("torchaudio")
         sys.modules["torchaudio"] = empty
 
+
 def main() -> None:
     job = read_job()
     import_torchvision()
