@@ -205,6 +205,23 @@ def test_another_search_is_not_taken_for_the_one_that_was_begun(finished, work, 
         (finished / "report.away").rename(finished / "report.json")
 
 
+def test_a_budget_is_spent_and_kept(work):
+    options = ["--preset", "smoke", "--weights", "none", "--image-size", "64", "--no-tracking"]
+    began = time.monotonic()
+    result = run(["--data", "scans", "--name", "hurried", "--budget", "60s", *options], work)
+    seconds = time.monotonic() - began
+    assert result.returncode == 0, result.stderr
+    assert seconds < 60
+    journal = (work / "reports" / "hurried" / "journal.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in journal]
+    plan = next(event["plan"] for event in events if event["event"] == "search_started")
+    longest = max(rung["epochs"] for bracket in plan["brackets"] for rung in bracket["rungs"])
+    trained = max(event["epochs"] for event in events if event["event"] == "trial_started")
+    assert trained == longest, "the schedule was one that fits"
+    assert longest > 3, "the preset's three epochs leave most of the time"
+    assert events[-1]["event"] == "session_ended" and events[-1]["reason"] == "done"
+
+
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """Four classes of DICOM files, eight patients each, in three lines of Python."""
