@@ -1,6 +1,7 @@
 """Our search against a stock KerasTuner search: same images, split, space, seeds and epochs.
 
-    KERAS_HOME=… python benchmarks/versus_keras_tuner.py DATA [--depths 0,1,2,4,7] [--views 4] [--out FILE.json]
+    KERAS_HOME=… python benchmarks/versus_keras_tuner.py DATA [--depths 0,1,2,4,7] [--views 4]
+        [--out FILE.json]
 
 DATA is the folder of Kaggle's jakeshbohaju/brain-tumor. The split is by rows: the first 80 %
 train, the next 10 % validation, the last 10 % test. The peer is written as a competent user
@@ -52,8 +53,8 @@ def our_command(
     return [
         sys.executable, "run_search.py", "--data", str(data), "--split", str(split),
         "--width", str(WIDTH), "--image-size", str(SIZE), "--max-epochs", str(MAX_EPOCHS),
-        "--factor", str(FACTOR), "--fine-tune-depths", depths, "--views", str(views), "--seed", str(seed),
-        "--batch-size", str(BATCH), "--no-tracking", "--cache-dir", str(cache),
+        "--factor", str(FACTOR), "--fine-tune-depths", depths, "--views", str(views),
+        "--seed", str(seed),        "--batch-size", str(BATCH), "--no-tracking", "--cache-dir", str(cache),
         "--out", str(folder), "--name", name, "--quiet",
     ]  # fmt: skip
 
