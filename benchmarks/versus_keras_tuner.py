@@ -54,7 +54,7 @@ def our_command(
         sys.executable, "run_search.py", "--data", str(data), "--split", str(split),
         "--width", str(WIDTH), "--image-size", str(SIZE), "--max-epochs", str(MAX_EPOCHS),
         "--factor", str(FACTOR), "--fine-tune-depths", depths, "--views", str(views),
-        "--seed", str(seed),        "--batch-size", str(BATCH), "--no-tracking", "--cache-dir", str(cache),
+        "--seed", str(seed), "--batch-size", str(BATCH), "--no-tracking", "--cache-dir", str(cache),
         "--out", str(folder), "--name", name, "--quiet",
     ]  # fmt: skip
 
