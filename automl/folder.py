@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -18,6 +17,7 @@ from automl.data.split_file import neutral_cell
 from automl.errors import ResumeError, StorageError, UsageError
 from automl.records import Study
 from automl.tracking.journal import FILE_NAME, read_journal
+from automl.writing import write_text
 
 
 def open_folder(config: SearchConfig, dataset_name: str, *, resume: bool, overwrite: bool) -> Path:
@@ -119,28 +119,6 @@ def count_test_evaluations(folder: Path) -> int:
     """How often the run's test set has been scored."""
     events = read_journal(folder / FILE_NAME)
     return sum(event["event"] == "evaluated" and event["on"] == "test" for event in events)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
-
-    Raises:
-        StorageError: the disk is full or the folder read-only.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(part, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"Cannot write {path}: {error.strerror}.") from error
-
-
-def write_json(path: Path, document: Any) -> None:
-    write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=True) + "\n")
 
 
 def write_config(path: Path, settings: dict[str, Any]) -> None:

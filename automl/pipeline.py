@@ -26,8 +26,6 @@ from automl.errors import Interrupted, UsageError
 from automl.folder import (
     open_folder,
     write_config,
-    write_json,
-    write_text,
     write_trials,
 )
 from automl.machine import describe_machine, environment, versions
@@ -38,6 +36,7 @@ from automl.tracking.journal import FILE_NAME, Journal
 from automl.tracking.mlflow_sink import MlflowSink
 from automl.tracking.mlflow_sync import choose_uri, describe, read_link
 from automl.tracking.replay import redact
+from automl.writing import write_json, write_text
 
 # Longest side in pixels of a picture on the audit's page.
 AUDIT_SIDE = 240

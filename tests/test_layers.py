@@ -18,7 +18,7 @@ PACKAGE = ROOT / "automl"
 LAYERS = (
     {"errors", "machine"},
     {"config"},
-    {"console"},
+    {"console", "writing"},
     {"records"},
     {"data", "tracking"},
     {"search"},

@@ -279,7 +279,7 @@ def test_a_failed_write_leaves_the_old_page_and_no_rest(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(render.os, "fsync", refuse)
+    monkeypatch.setattr("automl.writing.os.fsync", refuse)
     with pytest.raises(StorageError, match="No space left"):
         render.write_text(page, "new")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -10,8 +10,9 @@ import numpy as np
 
 from automl.data.files import fold
 from automl.data.tables import SPLIT_WORDS, list_columns, read_table
-from automl.errors import StorageError, UsageError
+from automl.errors import UsageError
 from automl.records import Dataset, Finding, Split
+from automl.writing import replace_file
 
 COLUMNS = ("image", "label", "group", "split")
 # A spreadsheet runs a cell that starts with one of these as a formula.
@@ -28,20 +29,13 @@ def write_split(split: Split, dataset: Dataset, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for sample, group, part in zip(dataset.samples, split.group, split.part, strict=True):
-                if part != LEFT_OUT:
-                    cells = (sample.image, sample.label, str(group), part)
-                    writer.writerow([neutral_cell(cell) for cell in cells])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"Cannot write {path}: {error.strerror}.") from error
+    with replace_file(path, errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for sample, group, part in zip(dataset.samples, split.group, split.part, strict=True):
+            if part != LEFT_OUT:
+                cells = (sample.image, sample.label, str(group), part)
+                writer.writerow([neutral_cell(cell) for cell in cells])
 
 
 def read_parts(path: Path, dataset: Dataset) -> tuple[np.ndarray, list[Finding]]:

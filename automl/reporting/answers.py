@@ -9,7 +9,8 @@ from pathlib import Path
 from automl.data.images import ImageError, open_image
 from automl.data.pictures import write_picture
 from automl.records import ModelInfo, Prediction
-from automl.reporting.render import embed_pictures, render_page, stamp, write_text
+from automl.reporting.render import embed_pictures, render_page, stamp
+from automl.writing import write_text
 
 # Rows that the page shows; more would make it slow to open. The CSV has them all.
 MAX_ROWS = 1000

@@ -12,8 +12,9 @@ from automl.errors import StorageError, UsageError
 from automl.evaluation.intervals import bootstrap_difference
 from automl.reporting.formats import LOWER_IS_BETTER, METRIC_NAMES, number, span, words
 from automl.reporting.page import complete, read_report
-from automl.reporting.render import render_page, stamp, write_text
+from automl.reporting.render import render_page, stamp
 from automl.tracking.compare import digest_test_set
+from automl.writing import write_text
 
 PREFIX = "probability_"
 # Settings that do not bear on the result.

@@ -21,10 +21,10 @@ from automl.reporting.formats import (
     words,
 )
 from automl.reporting.page import complete
-from automl.reporting.render import write_text
 from automl.reporting.study_file import study_rows
 from automl.reporting.verdict import judge
 from automl.reporting.view import name_classes
+from automl.writing import write_text
 
 
 def write_model_card(report: dict[str, Any], folder: Path) -> Path:

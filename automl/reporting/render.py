@@ -2,9 +2,7 @@
 
 import base64
 import hashlib
-import os
 import re
-import tempfile
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -14,7 +12,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import automl
-from automl.errors import StorageError
 from automl.reporting import formats, view
 from automl.reporting.checklist import fill_checklists
 from automl.reporting.figure import Figure
@@ -22,6 +19,7 @@ from automl.reporting.page import complete, read_schema
 from automl.reporting.plots import draw_figure
 from automl.reporting.study_file import study_rows
 from automl.reporting.verdict import judge
+from automl.writing import write_text
 
 PACKAGE = Path(automl.__file__).parent
 # The wheel holds the templates inside the package, a checkout beside it.
@@ -189,26 +187,3 @@ def shrink(style: str) -> str:
 
 def stamp(now: datetime | None) -> str:
     return (now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write to a temporary name beside ``path``, flush, rename: never half a page."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write {path}: {error.strerror}. Free some space, or choose a folder that can "
-            "be written."
-        ) from error
-    return path

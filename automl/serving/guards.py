@@ -6,8 +6,6 @@ one for which the conformal set at 90 % does not hold exactly one class. All com
 pictures of training images; treat the file as carefully as those images.
 """
 
-import io
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from automl.errors import ModelError
 from automl.serving.manifest import MANIFEST_FILE, read_info, read_json, write_info
 from automl.serving.novelty import fit_novelty, score_novelty
+from automl.writing import replace_file
 
 GUARDS_FILE = "assets.extra/guards.npz"
 COVERAGE = 0.90
@@ -38,20 +37,16 @@ class Guards:
     least: float
 
     def save(self, path: Path) -> None:
-        """Write an .npz under a temporary name, then rename."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write an .npz, whole or not at all."""
         hashes = np.frombuffer(b"".join(sorted(self.sha256)), np.uint8).reshape(-1, 32)
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            thumbnails=self.thumbnails.astype(np.float16),
-            sha256=hashes,
-            least=np.float64(self.least),
-            **{f"novelty_{name}": values for name, values in self.novelty.items()},
-        )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
+        with replace_file(path, "wb") as file:
+            np.savez(
+                file,
+                thumbnails=self.thumbnails.astype(np.float16),
+                sha256=hashes,
+                least=np.float64(self.least),
+                **{f"novelty_{name}": values for name, values in self.novelty.items()},
+            )
 
 
 def load_guards(path: Path) -> Guards:

@@ -8,7 +8,6 @@ people you trust.
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 from automl.errors import ModelError
 from automl.records import ModelInfo
+from automl.writing import write_json
 
 INFO_FILE = "assets.extra/automl.json"
 MANIFEST_FILE = "manifest.json"
@@ -169,15 +169,3 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error}).") from None
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write ``values`` under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -14,10 +14,7 @@ import numpy as np
 from automl.config import SearchConfig
 from automl.console import Console
 from automl.errors import SearchError
-from automl.folder import (
-    check_fingerprint,
-    write_json,
-)
+from automl.folder import check_fingerprint
 from automl.records import Scan, Split, Study
 from automl.search.hyperband import make_schedule
 from automl.search.plan import (
@@ -40,6 +37,7 @@ from automl.search.trial import Trainer, prepare_trainer
 from automl.search.worker import WorkerError
 from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
+from automl.writing import write_json
 
 # Seconds that a budget keeps back for evaluation, export and report.
 RESERVE_SECONDS = 45.0
