@@ -90,6 +90,13 @@ def external_lines(section: dict[str, Any]) -> list[str]:
         metric, change = section["metrics"].get(name), section["change"].get(name)
         if metric and metric["value"] is not None:
             lines.append(f"  {name.replace('_', ' '):<18}{span(metric)}   {span(change, '+')}")
+    if lacking := ", ".join(section.get("lacking", [])):
+        text = f"There are too few images of {lacking}: "
+        if undefined := section["undefined"]:
+            others = ", ".join(name.replace("_", " ") for name in undefined)
+            lines.append(f"{text}{others} are not defined without them.")
+        else:
+            lines.append(f"{text}means are over the other classes, and the change is left out.")
     return lines
 
 

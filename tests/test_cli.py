@@ -174,6 +174,11 @@ def test_an_external_test_is_told_with_its_change():
     joined = " ".join(lines[2].split())
     assert joined == "roc auc 0.910 (0.880 to 0.930) -0.060 (-0.090 to -0.030)"
     assert lines[3].split() == ["recall", "0.500"]
+    assert len(lines) == 4
+    some = {**section, "lacking": ["healthy"], "undefined": ["accuracy", "roc_auc"]}
+    assert external_lines(some)[-1] == (
+        "There are too few images of healthy: accuracy, roc auc are not defined without them."
+    )
 
 
 WRONG = [

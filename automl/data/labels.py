@@ -105,7 +105,7 @@ def order_classes(names: Iterable[str], wanted: str | None) -> tuple[tuple[str, 
 def guess_positive(classes: list[str]) -> str:
     """The class of two that a positive result means: by its words, else the last."""
     keys = [label_key(name) for name in classes]
-    negative = [key in NEGATIVE or bool(NEGATED.search(key)) for key in keys]
+    negative = [sounds_negative(key) for key in keys]
     if negative[0] != negative[1]:
         return classes[negative.index(False)]
     for i in (1, 0):
@@ -113,6 +113,21 @@ def guess_positive(classes: list[str]) -> str:
         if words & POSITIVE and not set(keys[1 - i].split()) & POSITIVE:
             return classes[i]
     return classes[-1]
+
+
+def sounds_negative(key: str) -> bool:
+    """Whether a ``label_key`` is a word for "nothing found"."""
+    return key in NEGATIVE or bool(NEGATED.search(key))
+
+
+def guess_class(label: str, classes: tuple[str, ...]) -> str | None:
+    """Which of two classes, the positive one last, a foreign label probably means."""
+    if len(classes) != 2 or not sounds_negative(label_key(classes[0])):
+        return None
+    key = label_key(label)
+    if sounds_negative(key):
+        return classes[0]
+    return classes[1] if set(key.split()) & POSITIVE else None
 
 
 def sort_key(name: str) -> tuple[int, str]:

@@ -31,7 +31,34 @@ RASTER_EXTENSIONS = frozenset().union(
 
 
 def load_dataset(config: SearchConfig) -> Dataset:
-    """Read the source that ``config.data`` names.
+    """Read the source that ``config.data`` names, for a search.
+
+    Raises:
+        UsageError: see ``read_source``.
+        DataError: what was found cannot support an evaluation (one class, too few images).
+    """
+    dataset = read_source(config)
+    counts = Counter(sample.label for sample in dataset.samples)
+    listed = ", ".join(f"{label!r} ({counts[label]})" for label in dataset.classes)
+    # The column may be the wrong one.
+    columns = next((f.detail for f in dataset.findings if f.check == "columns"), {})
+    where = f"{config.data}, {columns['label']!r}," if columns else config.data
+    if len(dataset.classes) < 2:
+        raise DataError(
+            f"{where} holds one class only: {listed or 'none'}. A classifier needs at least two, "
+            "such as tumour and healthy."
+        )
+    few = [label for label in dataset.classes if counts[label] < MIN_CLASS_IMAGES]
+    if few:
+        raise DataError(
+            f"{where} holds too few images of {', '.join(map(repr, few))}: {listed}. Training, "
+            f"validation and test need at least {MINIMUM} each, so {3 * MINIMUM} of each class."
+        )
+    return dataset
+
+
+def read_source(config: SearchConfig) -> Dataset:
+    """Read the source that ``config.data`` names, however many images and classes it has.
 
     ``sample`` draws heads, ``kaggle:OWNER/NAME`` downloads, a file is a CSV with images anywhere
     below its folder, a folder holds one folder per class, or train/val/test folders of them, or
@@ -39,7 +66,6 @@ def load_dataset(config: SearchConfig) -> Dataset:
 
     Raises:
         UsageError: the path, the file or its columns are not what is expected.
-        DataError: what was found cannot support an evaluation (one class, too few images).
     """
     if config.data == "sample":
         return draw_sample(cache_folder(config), seed=config.seed)
@@ -330,7 +356,7 @@ def finish_dataset(
     config: SearchConfig,
     where: str,
 ) -> Dataset:
-    """Class names, positive class, DICOM patients, and the least that an evaluation needs."""
+    """Class names, positive class and DICOM patients."""
     names, merged = merge_labels(sample.label for sample in samples)
     counts = Counter(names[sample.label] for sample in samples)
     if len(counts) > MAX_CLASSES or len(counts) > max(2, len(samples) // 2):
@@ -346,18 +372,6 @@ def finish_dataset(
             "text, not classes. Name the column of the class with --label-column."
         )
     classes, positive = order_classes(counts, config.positive)
-    listed = ", ".join(f"{label!r} ({counts[label]})" for label in classes)
-    if len(classes) < 2:
-        raise DataError(
-            f"{where} holds one class only: {listed or 'none'}. A classifier needs at least two, "
-            "such as tumour and healthy."
-        )
-    few = [label for label in classes if counts[label] < MIN_CLASS_IMAGES]
-    if few:
-        raise DataError(
-            f"{where} holds too few images of {', '.join(map(repr, few))}: {listed}. Training, "
-            f"validation and test need at least {MINIMUM} each, so {3 * MINIMUM} of each class."
-        )
     samples = sorted(
         (replace(sample, label=names[sample.label]) for sample in samples),
         key=lambda sample: sample.image,

@@ -2,20 +2,21 @@
 
 import csv
 import json
-import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from automl.data.labels import guess_class, label_key
 from automl.data.split_file import neutral_cell
-from automl.errors import StorageError, UsageError
+from automl.errors import UsageError
 from automl.records import Dataset, Prediction
 from automl.serving.predictor import Predictor
+from automl.writing import replace_file
 
 
 def write_predictions(
@@ -41,11 +42,8 @@ def write_predictions(
     writers = {".csv": write_csv, ".json": write_json_list}
     if out.suffix.lower() not in writers:
         raise UsageError(f"--out {out} must end in .csv or .json.")
-    try:
-        with replace_file(out) as file:
-            return writers[out.suffix.lower()](predictions, classes, file)
-    except OSError as error:
-        raise StorageError(f"Cannot write {out}: {error.strerror}.") from error
+    with replace_file(out) as file:
+        return writers[out.suffix.lower()](predictions, classes, file)
 
 
 def write_csv(predictions: Iterable[Prediction], classes: Sequence[str], file: TextIO) -> int:
@@ -87,22 +85,11 @@ def format_probability(value: float | None) -> str:
     return "" if value is None else f"{value:.8g}"
 
 
-@contextmanager
-def replace_file(path: Path) -> Iterator[TextIO]:
-    """A temporary file that takes the place of ``path`` if nothing goes wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def map_classes(
-    labels: Iterable[str], classes: Sequence[str], text: str | None = None
+    labels: Iterable[str],
+    classes: Sequence[str],
+    text: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, int | None]:
     """What another data set's labels mean to the model.
 
@@ -110,7 +97,8 @@ def map_classes(
         labels: those of the other data set.
         classes: the model's.
         text: such as "glioma=tumour,notumor=healthy"; "artefact=" leaves a label out. Labels
-            that it does not name are matched by name, whatever their case.
+            that it does not name are matched by name, whatever their case, blanks and hyphens.
+        names: what else the model's classes are called.
 
     Returns:
         For each label a class index, or None where its images are left out.
@@ -118,28 +106,36 @@ def map_classes(
     Raises:
         UsageError: a label without a match, or a match that is no class.
     """
-    known = {name.casefold(): index for index, name in enumerate(classes)}
+    names = names or {}
+    called = [f"{name} ({names[name]})" if names.get(name) else name for name in classes]
+    known = {label_key(names.get(name, name)): index for index, name in enumerate(classes)}
+    known |= {label_key(name): index for index, name in enumerate(classes)}
     labels = sorted(set(labels))
     mapping: dict[str, int | None] = {}
     for part in (text or "").split(","):
         if not part.strip():
             continue
         label, equals, name = (piece.strip() for piece in part.partition("="))
-        if not equals or (name and name.casefold() not in known):
+        if not equals or (name and label_key(name) not in known):
             raise UsageError(
                 f"--map {part.strip()!r} cannot be read. Write LABEL=CLASS with one of the "
-                f"classes {', '.join(classes)}, or LABEL= to leave its images out."
+                f"classes {', '.join(called)}, or LABEL= to leave its images out."
             )
         if label not in labels:
             raise UsageError(f"--map names {label!r}, but the labels are {', '.join(labels)}.")
-        mapping[label] = known[name.casefold()] if name else None
-    missing = [label for label in labels if label not in mapping and label.casefold() not in known]
+        mapping[label] = known[label_key(name)] if name else None
+    missing = [label for label in labels if label not in mapping and label_key(label) not in known]
     if missing:
+        guesses = {label: guess_class(label, tuple(classes)) for label in missing}
+        given = [text.strip(" ,")] if text and text.strip(" ,") else []
+        example = ",".join([*given, *(f"{label}={guesses[label] or '?'}" for label in missing)])
         raise UsageError(
-            f"The model does not know {', '.join(missing)}; its classes are {', '.join(classes)}. "
-            f"Say what they mean: --map {','.join(f'{label}={classes[0]}' for label in missing)}."
+            f"The model does not know {', '.join(missing)}; its classes are {', '.join(called)}. "
+            "Say what each means with a class after its =, or leave its images out with nothing "
+            f"there: --map {shlex.quote(example)}"
+            + (". Check what was guessed from the words." if any(guesses.values()) else "")
         )
-    return {label: mapping.get(label, known.get(label.casefold())) for label in labels}
+    return {label: mapping.get(label, known.get(label_key(label))) for label in labels}
 
 
 @dataclass(frozen=True)
@@ -161,13 +157,16 @@ def predict_dataset(
     dataset: Dataset,
     text: str | None = None,
     progress: Callable[[str, int, int], Any] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> External:
     """Predict every image of ``dataset`` whose label the model knows or ``text`` maps.
+
+    ``text`` and ``names`` are those of ``map_classes``.
 
     Raises:
         UsageError: see ``map_classes``.
     """
-    mapping = map_classes(dataset.classes, predictor.info.classes, text)
+    mapping = map_classes(dataset.classes, predictor.info.classes, text, names)
     wanted = [i for i, sample in enumerate(dataset.samples) if mapping[sample.label] is not None]
     paths = [dataset.samples[i].path for i in wanted]
     predictions = []
