@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from automl.data.arrays import drop_colour
 from automl.data.pixels import make_thumbnail
 from automl.errors import ModelError
 from automl.serving.guards import find_flags, fit_conformal, fit_guards, load_guards
@@ -160,6 +161,51 @@ def test_a_pickle_is_not_taken_for_guards(tmp_path):
     (tmp_path / "guards.npz").write_bytes(b"not a zip")
     with pytest.raises(ModelError, match="cannot be read"):
         load_guards(tmp_path / "guards.npz")
+
+
+def measure_plainly(image):
+    """The 90 statistics of one image, one after the other as their names say them."""
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    ordered = np.sort(grey, axis=None)
+    ranks = [max(0, int(np.ceil(q / 100 * grey.size)) - 1) for q in (1, 10, 25, 50, 75, 90, 99)]
+    values = grey.astype(np.float64) / 255
+    cell = len(values) // 8
+    layout = values[: 8 * cell, : 8 * cell].reshape(8, cell, 8, cell).mean(axis=(1, 3))
+    slopes, scaled = [], values
+    for _ in range(3):
+        for steps in (np.diff(scaled, axis=0), np.diff(scaled, axis=1)):
+            slopes += [np.abs(steps).mean(), np.sqrt((steps**2).mean())]
+        half = len(scaled) // 2
+        scaled = scaled[: 2 * half, : 2 * half].reshape(half, 2, half, 2).mean(axis=(1, 3))
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]]).astype(int)
+    near = np.abs(grey.astype(int) - int(np.median(border))) <= 12
+    centred = layout - layout.mean()
+    symmetry = (centred * centred[:, ::-1]).sum() / ((centred**2).sum() + 1e-6)
+    red, green, blue = np.moveaxis(image[::3, ::3].astype(int), 2, 0)
+    colour = [np.abs(red - green).mean() / 255, np.abs(green - blue).mean() / 255]
+    plain = [border.mean() / 255, border.std() / 255, near.mean(), symmetry, values.std()]
+    return np.concatenate(
+        [
+            layout.ravel(),
+            ordered[ranks] / 255,
+            np.log(np.array(slopes) + 1e-3),
+            plain,
+            np.sqrt(colour),
+        ]
+    )
+
+
+def test_statistics_are_what_they_are_called_whatever_else_is_measured():
+    images = np.concatenate([draw_heads(6, 3), draw_foreign()])
+    expected = np.stack([measure_plainly(image) for image in images])
+    found = measure_pixels(images)
+    assert np.allclose(found, expected, rtol=1e-4, atol=2e-6)
+    lean = [drop_colour(image) for image in images]
+    assert {image.shape[2] for image in lean} == {1, 3}
+    for order in (range(len(images)), reversed(range(len(images)))):
+        rows = list(order)
+        assert np.array_equal(measure_pixels([lean[row] for row in rows]), found[rows])
+    assert measure_pixels([]).shape == (0, 90)
 
 
 def test_blank_images_have_finite_statistics():

@@ -11,7 +11,7 @@ from conftest import draw_picture
 from PIL import Image, ImageEnhance
 
 from automl.config import SearchConfig
-from automl.data import pixels
+from automl.data import arrays, pixels
 from automl.data.arrays import drop_colour
 from automl.data.images import open_image
 from automl.data.pixels import make_thumbnail, resize_pixels, scan_images
@@ -33,6 +33,23 @@ def test_resizing_equals_tensorflow_to_the_bit(height, width, size):
     expected = tf.image.resize(image, (size, size), method="bilinear", antialias=True)
     expected = tf.cast(tf.clip_by_value(tf.round(expected), 0, 255), tf.uint8).numpy()
     assert np.array_equal(resize_pixels(image, size), expected)
+
+
+@pytest.mark.parametrize("strip", [2**20, 500])
+def test_resizing_adds_tap_after_tap_whatever_the_strips(monkeypatch, strip):
+    monkeypatch.setattr(arrays, "STRIP", strip)
+    rng = np.random.default_rng(0)
+    for height, width, size in ((240, 240, 160), (131, 77, 96), (9, 50, 33)):
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        values = image.astype(np.float32)
+        for _ in range(2):
+            source, weights = arrays.filter_taps(len(values), size)
+            total = np.zeros((size, *values.shape[1:]), np.float32)
+            for tap in range(source.shape[1]):
+                total += values[source[:, tap]] * weights[:, tap, None, None]
+            values = total.swapaxes(0, 1)
+        expected = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        assert np.array_equal(resize_pixels(image, size), expected)
 
 
 def test_a_grey_image_is_one_channel_with_the_same_answers():

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,15 +74,24 @@ def test_labels_are_matched_by_name_and_by_map():
     assert map_classes(["tumour", "HEALTHY"], classes) == {"tumour": 1, "HEALTHY": 0}
     mapped = map_classes(["glioma", "healthy", "blurred"], classes, "glioma=tumour, blurred=")
     assert mapped == {"glioma": 1, "healthy": 0, "blurred": None}
+    assert map_classes(["No Tumour"], ("no_tumour", "tumour")) == {"No Tumour": 0}
+    called = {"0": "no finding", "1": "lesion"}
+    assert map_classes(["lesion", "0"], ("0", "1"), None, called) == {"lesion": 1, "0": 0}
 
 
 @pytest.mark.parametrize(
     ("labels", "text", "message"),
     [
-        (["glioma"], None, "--map glioma=healthy"),
+        (
+            ["glioma", "notumor", "x-ray"],
+            None,
+            r"--map 'glioma=tumour,notumor=healthy,x-ray=\?'\. Check",
+        ),
+        (["a", "b"], "a=healthy", r"does not know b; .* --map 'a=healthy,b=\?'$"),
         (["glioma"], "glioma=cat", "healthy, tumour"),
         (["glioma"], "meningioma=tumour", "the labels are glioma"),
         (["glioma"], "glioma", "LABEL=CLASS"),
+        (["a"], "a=?", "LABEL=CLASS"),
     ],
 )
 def test_a_label_without_a_class_is_explained(labels, text, message):
@@ -108,6 +119,7 @@ def images(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("images")
     for number, image in enumerate(draw_images(60, 120, seed=9)):
+        image[..., 2] //= 1 + (number % 10 == 0)  # some are not grey
         Image.fromarray(image).save(folder / f"{number:03}.png")
     return folder
 
@@ -167,6 +179,35 @@ def test_a_huge_list_is_read_only_as_far_as_needed(predictor, images):
     assert next(answers).label is not None
     answers.close()
     assert pulled <= CHUNK * WAITING * count_workers()
+
+
+class Deadly(type(Path())):
+    """A file that ends whatever process it is handed to."""
+
+    def __reduce__(self):
+        return os._exit, (7,)
+
+
+@slow
+@quiet
+def test_many_files_are_read_by_processes_that_a_file_may_kill(
+    predictor, images, tmp_path, monkeypatch
+):
+    from automl.errors import ModelError
+    from automl.serving import predictor as module
+
+    files = [*sorted(images.iterdir())[:40], tmp_path / "gone.png"]
+    expected = predictor.predict(files)
+    monkeypatch.setattr(module, "MANY", 10)
+    monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setattr(module, "count_workers", lambda: 2)
+    # Whoever works here is caught: only further processes may.
+    monkeypatch.setattr(module.Predictor, "predict_chunk", None)
+    assert predictor.predict(files) == expected
+    found = predictor.predict([*files[:3], Deadly(tmp_path / "deadly.png"), *files[3:]])
+    assert found.pop(3).flags == ("unreadable",) and found == expected
+    with pytest.raises(ModelError, match=r"exit code 7.*fewer than 10 images"):
+        predictor.predict([Deadly(tmp_path / f"{number}.png") for number in range(12)])
 
 
 @slow

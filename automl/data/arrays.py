@@ -9,6 +9,8 @@ from PIL import Image
 THUMBNAIL_SIDE = 32
 # Share of the foreground cut off on each side, so that specks do not move the crop.
 SPECKS = 0.005
+# Pixels that are held in floats at a time: 4 MB.
+STRIP = 2**20
 
 
 def resize_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -35,24 +37,42 @@ def resize_pixels(pixels: np.ndarray, size: int) -> np.ndarray:
 
 def filter_rows(values: np.ndarray, n_out: int) -> np.ndarray:
     """``filter_taps`` applied to the first axis of (n, m, c): float32 (n_out, m, c)."""
-    source, weights = filter_taps(len(values), n_out)
+    matrix = filter_matrix(len(values), n_out)
     flat = values.reshape(len(values), -1)
-    # Tap by tap, so that a large image is never held in floats as a whole.
-    total = flat[source[:, 0]] * weights[:, :1]
-    for tap in range(1, source.shape[1]):
-        total += flat[source[:, tap]] * weights[:, tap : tap + 1]
+    # Strip by strip, so that a large image is never held in floats as a whole.
+    width = max(1, STRIP // len(flat))
+    strips = [
+        matrix @ flat[:, start : start + width].astype(np.float32)
+        for start in range(0, flat.shape[1], width)
+    ]
+    total = strips[0] if len(strips) == 1 else np.concatenate(strips, axis=1)
     return total.reshape(n_out, *values.shape[1:])
+
+
+@lru_cache(maxsize=256)
+def filter_matrix(n_in: int, n_out: int) -> "csr_array":  # noqa: F821
+    """``filter_taps`` as a sparse matrix (n_out, n_in).
+
+    Its product adds one tap after the other in float32, as TensorFlow does, so that it gives the
+    same bits.
+    """
+    from scipy.sparse import csr_array
+
+    source, weights = filter_taps(n_in, n_out)
+    starts = np.arange(0, weights.size + 1, weights.shape[1])
+    return csr_array((weights.ravel(), source.ravel(), starts), shape=(n_out, n_in))
 
 
 def drop_colour(pixels: np.ndarray) -> np.ndarray:
     """uint8 (h, w, 3) → (h, w, 1) where the three channels are equal, as in most scans."""
+    if pixels.shape[2] == 1 or pixels.strides[2] == 0:  # known already
+        return pixels[:, :, :1]
     flat = pixels.reshape(-1)
     same = flat[1:] == flat[:-1]
     same[2::3] = True  # the step from one pixel to the next
     return np.ascontiguousarray(pixels[:, :, :1]) if same.all() else pixels
 
 
-@lru_cache(maxsize=256)
 def filter_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     """The antialiased triangle filter along one axis.
 
@@ -92,8 +112,13 @@ def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
 def turn_grey(pixels: np.ndarray) -> Image.Image:
     """uint8 (h, w, 3) or (h, w, 1) as a grey image."""
     if pixels.shape[2] == 1:
-        return Image.fromarray(pixels[:, :, 0])
+        return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0]))
     return Image.fromarray(pixels).convert("L")
+
+
+def read_grey(pixels: np.ndarray, grey: Image.Image) -> np.ndarray:
+    """``grey``, which is ``turn_grey(pixels)``, as an array (h, w): without a copy if it can be."""
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else np.asarray(grey)
 
 
 def describe_pixels(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

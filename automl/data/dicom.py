@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from automl.data.images import ImageError, check_size, scale_between, stretch
+from automl.data.images import ImageError, check_size, scale_between, spread_grey, stretch
 
 INSTALL = "needs the package pydicom; install it with: pip install 'automl[dicom]'"
 
@@ -103,7 +103,7 @@ def show(pydicom: Any, header: Any, values: np.ndarray, facts: dict[str, Any]) -
         grey = stretch(values)
     if facts["mode"] == "MONOCHROME1":
         grey = 255 - grey
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    return spread_grey(grey)
 
 
 def first(value: Any) -> float | None:

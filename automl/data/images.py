@@ -80,7 +80,7 @@ def open_image(path: Path | str) -> tuple[np.ndarray, dict[str, Any]]:
     """Read the image at ``path``.
 
     Returns:
-        The pixels, RGB uint8 (height, width, 3), upright, and facts: those of
+        The pixels, RGB uint8 (height, width, 3), upright, not to be written to, and facts: those of
         ``decode_bytes`` with ``bytes``, ``sha256`` of the file and ``extension``.
 
     Raises:
@@ -223,8 +223,7 @@ def convert_to_rgb(image: Image.Image, facts: dict[str, Any]) -> np.ndarray:
     """Any Pillow mode → RGB uint8 (height, width, 3), by the rules in the module's head."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         facts["notes"].append("stretched")
-        grey = stretch(np.asarray(image))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return spread_grey(stretch(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         if layer.getchannel("A").getextrema() != (255, 255):
@@ -232,7 +231,24 @@ def convert_to_rgb(image: Image.Image, facts: dict[str, Any]) -> np.ndarray:
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
     if image.mode == "LAB":
         raise ImageError("wrong_format", "has the colour mode LAB; save it as RGB or grey")
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode in ("L", "1"):
+        return spread_grey(np.asarray(image.convert("L")))
+    return read_rgb(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def spread_grey(grey: np.ndarray) -> np.ndarray:
+    """uint8 (h, w) as RGB (h, w, 3): a view, so that nothing is copied or compared thrice."""
+    return np.broadcast_to(grey[:, :, None], (*grey.shape, 3))
+
+
+def read_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image; a view as of ``spread_grey`` where the channels are equal."""
+    few = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST))
+    if (few == few[:, :, :1]).all():
+        first, *others = (band.tobytes() for band in image.split())
+        if others == [first, first]:
+            return spread_grey(np.frombuffer(first, np.uint8).reshape(image.height, image.width))
+    return np.asarray(image)
 
 
 def stretch(values: np.ndarray) -> np.ndarray:

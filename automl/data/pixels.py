@@ -21,10 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from automl.data.arrays import THUMBNAIL_SIDE, describe_pixels, make_thumbnail, resize_pixels
+from automl.data.arrays import (
+    THUMBNAIL_SIDE,
+    describe_pixels,
+    drop_colour,
+    make_thumbnail,
+    resize_pixels,
+)
 from automl.data.images import ImageError, open_image, read_bytes
 from automl.errors import DataError, StorageError
 from automl.records import Dataset, Finding, Sample, Scan
+from automl.writing import write_text
 
 __all__ = ["make_thumbnail", "resize_pixels", "scan_images"]
 
@@ -184,13 +191,18 @@ def read_row(path: Path, image_size: int | None) -> Row:
         pixels, facts = open_image(path)
     except ImageError as error:
         return {"error": error.check, "message": error.message}, None, None
-    thumbnail, more = describe_pixels(pixels)
-    pixels = np.ascontiguousarray(pixels)
+    lean = drop_colour(pixels)
+    thumbnail, more = describe_pixels(lean)
     shape = f"{pixels.shape[0]}x{pixels.shape[1]}:".encode()
-    facts["pixel_sha256"] = hashlib.sha256(shape + pixels.data).hexdigest()
+    facts["pixel_sha256"] = hashlib.sha256(shape + repeat_grey(lean).data).hexdigest()
     facts.update(more)
-    resized = None if image_size is None else resize_pixels(pixels, image_size)
+    resized = None if image_size is None else repeat_grey(resize_pixels(lean, image_size))
     return facts, thumbnail, resized
+
+
+def repeat_grey(lean: np.ndarray) -> np.ndarray:
+    """What ``drop_colour`` gave, with its three channels."""
+    return np.repeat(lean, 3, axis=2) if lean.shape[2] == 1 else np.ascontiguousarray(lean)
 
 
 def find_stored(dataset: Dataset, image_size: int | None, index_path: Path) -> Path | None:
@@ -335,11 +347,7 @@ def read_stat(path: Path) -> tuple[int, int] | None:
 
 def write_index(path: Path, stats: list[Any], hashes: list[str], target: Path) -> None:
     files = [[*(stat or (None, None)), digest] for stat, digest in zip(stats, hashes, strict=True)]
-    work = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(work, "w", encoding="utf-8") as file:
-        json.dump({"content": target.name, "files": files}, file)
-        sync(file)
-    os.replace(work, path)
+    write_text(path, json.dumps({"content": target.name, "files": files}))
 
 
 def write_header(file: Any, rows: int, size: int) -> None:

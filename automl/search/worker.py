@@ -51,7 +51,13 @@ def notify(*message: Any) -> None:
 class Worker:
     """One process; ``call`` runs a function in it and waits for the answer."""
 
-    def __init__(self, log: Path, listener: Callable[..., None] | None, threads: int) -> None:
+    def __init__(
+        self,
+        log: Path,
+        listener: Callable[..., None] | None,
+        threads: int,
+        framework: bool = True,
+    ) -> None:
         self.log = log
         self.listener = listener
         self.first_rss: int | None = None
@@ -66,9 +72,10 @@ class Worker:
         root = str(Path(__file__).parents[2])
         paths = [root, environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        given = [str(theirs.fileno()), str(threads if framework else 0)]
         with open(log, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "automl.search.worker", str(theirs.fileno()), str(threads)],
+                [sys.executable, "-m", "automl.search.worker", *given],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -133,6 +140,7 @@ class WorkerPool(Executor):
         listener: called with the arguments of ``notify``, from the pool's threads.
         timeout: seconds that one call may take, or None.
         threads: processor threads of each worker; None shares out the machine's.
+        framework: whether what they will run needs TensorFlow, which is then loaded first.
     """
 
     # All of them are here, with the driver's files.
@@ -146,8 +154,10 @@ class WorkerPool(Executor):
         listener: Callable[..., None] | None = None,
         timeout: float | None = None,
         threads: int | None = None,
+        framework: bool = True,
     ) -> None:
         self.log, self.listener, self.timeout = log, listener, timeout
+        self.framework = framework
         cores = os.cpu_count() or 1
         # Results depend on a worker's threads, so they must not depend on the free memory.
         self.threads = threads or max(1, cores // (n or min(cores, MAX_WORKERS)))
@@ -164,7 +174,7 @@ class WorkerPool(Executor):
         with self._lock:
             if self._closed:
                 raise WorkerError("cancelled", "The search was stopped.")
-            worker = Worker(self.log, self.listener, self.threads)
+            worker = Worker(self.log, self.listener, self.threads, self.framework)
             self._workers.add(worker)
             return worker
 
@@ -261,7 +271,10 @@ def resident_bytes() -> int:
 
 
 def serve(connection: Connection, threads: int) -> None:
-    """The worker's life: run what arrives until the driver is gone."""
+    """The worker's life: run what arrives until the driver is gone.
+
+    ``threads`` are TensorFlow's; 0 leaves it out.
+    """
     global _to_driver
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tasks: SimpleQueue[Any] = SimpleQueue()
@@ -282,7 +295,8 @@ def serve(connection: Connection, threads: int) -> None:
             connection.send((kind, value, resident_bytes()))
 
     _to_driver = lambda message: send("note", message)  # noqa: E731
-    prepare_framework(threads)
+    if threads:
+        prepare_framework(threads)
     threading.Thread(target=receive, daemon=True).start()
     while True:
         function, args = tasks.get()

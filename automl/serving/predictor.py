@@ -1,11 +1,15 @@
 """From image files to labels with warnings, by a model folder that was verified first."""
 
+import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from automl.data.files import printable_name
 from automl.data.images import ImageError, open_image
 from automl.errors import ModelError
 from automl.records import ModelInfo, Prediction
+from automl.search.worker import WorkerError, WorkerPool
 from automl.serving.engines import (
     Engine,
     LiteEngine,
@@ -29,10 +34,16 @@ from automl.serving.manifest import FAST_FILE, find_changes, find_model_folder, 
 from automl.serving.novelty import measure_pixels
 
 Progress = Callable[[str, int, int], None]
+Image = str | Path | Prediction
+Submit = Callable[[list[Image]], Future[list[Prediction]]]
 
-CHUNK = 32
+CHUNK = 64
 # Chunks being worked on or waiting to be handed out, for each worker: memory stays bounded.
 WAITING = 3
+# From so many images on each worker is a process: threads get in each other's way at whatever is
+# Python, but start at once.
+MANY = 1000
+MAX_PROCESSES = 16
 
 
 def load(path: str | Path, trust: bool = False, engine: str = "auto") -> "Predictor":
@@ -66,7 +77,8 @@ def load(path: str | Path, trust: bool = False, engine: str = "auto") -> "Predic
         else SavedModelEngine(folder, trust=trust)
     )
     guarded = GUARDS_FILE in info.hashes and (folder / GUARDS_FILE).is_file()
-    return Predictor(info, running, load_guards(folder / GUARDS_FILE) if guarded else None)
+    guards = load_guards(folder / GUARDS_FILE) if guarded else None
+    return Predictor(info, running, guards, folder if not changes else None)
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,18 @@ class Description:
 
 
 class Predictor:
-    """A verified model with its description and, if it has them, its guards."""
+    """A model with its description and, if it has them, its guards.
 
-    def __init__(self, info: ModelInfo, engine: Engine, guards: Guards | None) -> None:
+    ``folder`` is where further processes find it; None keeps all work in this one.
+    """
+
+    def __init__(
+        self, info: ModelInfo, engine: Engine, guards: Guards | None, folder: Path | None = None
+    ) -> None:
         self.info = info
         self.engine = engine
         self.guards = guards
+        self.folder = folder
 
     def predict(
         self, paths: Iterable[str | Path] | str | Path, progress: Progress | None = None
@@ -102,40 +120,52 @@ class Predictor:
                 progress("predicting", len(done), len(images))
         return done
 
-    def iterate(self, images: Iterable[str | Path | Prediction]) -> Iterator[Prediction]:
+    def iterate(self, images: Iterable[Image]) -> Iterator[Prediction]:
         """Predictions in order for any number of files, with bounded memory.
 
         Each worker takes a chunk from the files to the flags, so that no stage can wait
         for another, and at most WAITING chunks for each worker are in memory. What is a
         Prediction already, such as a name that leads to no file, is handed on in its place.
         """
-        workers = count_workers()
         rest = iter(images)
-        waiting: deque[Future[list[Prediction]]] = deque()
+        waiting: deque[tuple[list[Image], Future[list[Prediction]]]] = deque()
+        with self.hire(length_hint(images)) as (workers, submit):
+            try:
+                for chunk in iter(lambda: list(islice(rest, CHUNK)), []):
+                    waiting.append((chunk, submit(chunk)))
+                    if len(waiting) >= WAITING * workers:
+                        yield from collect(*waiting.popleft(), submit)
+                while waiting:
+                    yield from collect(*waiting.popleft(), submit)
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    @contextmanager
+    def hire(self, count: int) -> Iterator[tuple[int, Submit]]:
+        """How many workers there are for ``count`` images, and what gives one a chunk."""
+        workers = count_workers()
+        if count >= MANY and workers > 1 and self.folder and isinstance(self.engine, LiteEngine):
+            workers, folder = min(workers, MAX_PROCESSES), self.folder.resolve()
+            pool = WorkerPool(workers, Path(os.devnull), threads=1, framework=False)
+            try:
+                yield workers, lambda chunk: pool.submit(predict_elsewhere, folder, chunk)
+            finally:
+                pool.shutdown()
+            return
         # The workers share the processor; threads of the linear algebra would be in their way.
         # One filter around all threads: changing filters inside a thread is not safe.
         with (
             warnings.catch_warnings(),
             threadpool_limits(1, "blas"),
-            ThreadPoolExecutor(workers) as pool,
+            ThreadPoolExecutor(workers) as threads,
         ):
             warnings.simplefilter("ignore")
-            try:
-                for chunk in iter(lambda: list(islice(rest, CHUNK)), []):
-                    waiting.append(pool.submit(self.predict_chunk, chunk))
-                    if len(waiting) >= WAITING * workers:
-                        yield from waiting.popleft().result()
-                while waiting:
-                    yield from waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            yield workers, lambda chunk: threads.submit(self.predict_chunk, chunk)
 
-    def predict_chunk(self, images: list[str | Path | Prediction]) -> list[Prediction]:
+    def predict_chunk(self, images: list[Image]) -> list[Prediction]:
         """A few files → their predictions, in one thread."""
-        size = self.info.image_size
-        pixels = np.empty((len(images), size, size, 3), np.uint8)
-        thumbnails, hashes = [], []
+        pixels, thumbnails, hashes = [], [], []
         answers: list[Prediction | None] = []
         for image in images:
             if isinstance(image, Prediction):
@@ -147,22 +177,22 @@ class Predictor:
                 answers.append(refuse(str(image), error.message))
                 continue
             lean = drop_colour(array)
-            pixels[len(hashes)] = resize_pixels(lean, size)
+            pixels.append(resize_pixels(lean, self.info.image_size))
             if self.guards is not None:
                 thumbnails.append(make_thumbnail(lean))
             hashes.append(about["sha256"])
             answers.append(None)
         if hashes:
-            readable = self.judge(pixels[: len(hashes)], thumbnails, hashes)
+            readable = self.judge(pixels, thumbnails, hashes)
         return [
             answer or replace(next(readable), image=printable_name(str(image)))
             for image, answer in zip(images, answers, strict=True)
         ]
 
     def judge(
-        self, pixels: np.ndarray, thumbnails: list[np.ndarray], hashes: list[str]
+        self, pixels: Sequence[np.ndarray], thumbnails: list[np.ndarray], hashes: list[str]
     ) -> Iterator[Prediction]:
-        """The answers, still without a name, to images in memory."""
+        """The answers, still without a name, to images in memory, as ``Engine.run`` takes them."""
         probabilities, features = self.engine.run(pixels)
         chosen = choose_classes(probabilities, self.info)
         classes = self.info.classes
@@ -207,6 +237,42 @@ class Predictor:
                 if progress is not None:
                     progress("describing images", min(number * CHUNK, len(pixels)), len(pixels))
         return Description(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def collect(
+    chunk: list[Image], future: Future[list[Prediction]], submit: Submit
+) -> list[Prediction]:
+    """A worker's answers; a file that ends the process that reads it gets the row that says so.
+
+    Raises:
+        ModelError: every file does, so it is not the files.
+    """
+    try:
+        return future.result()
+    except WorkerError:
+        answers, failed = [], []
+        for image in chunk:
+            try:
+                answers += submit([image]).result()
+            except WorkerError as error:
+                failed.append(error)
+                answers.append(refuse(str(image), f"ended its reader: {error.message}"))
+        if len(failed) == len(chunk) > 1:
+            raise ModelError(
+                f"The processes that predict cannot work: {failed[0].message} Free some memory, or "
+                f"predict fewer than {MANY:,} images at a time, which needs no further processes."
+            ) from failed[0]
+        return answers
+
+
+def predict_elsewhere(folder: Path, chunk: list[Image]) -> list[Prediction]:
+    """``Predictor.predict_chunk`` in a worker's process."""
+    return load_once(folder).predict_chunk(chunk)
+
+
+@lru_cache(maxsize=1)
+def load_once(folder: Path) -> Predictor:
+    return load(folder, engine="litert")
 
 
 def explain(flags: tuple[str, ...], found: tuple[str, ...] | None) -> str:
