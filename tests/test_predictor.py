@@ -204,10 +204,10 @@ def test_many_files_are_read_by_processes_that_a_file_may_kill(
     # Whoever works here is caught: only further processes may.
     monkeypatch.setattr(module.Predictor, "predict_chunk", None)
     assert predictor.predict(files) == expected
-    found = predictor.predict([*files[:3], Deadly(tmp_path / "deadly.png"), *files[3:]])
+    found = list(predictor.iterate([*files[:3], Deadly(tmp_path / "x.png"), *files[3:]]))
     assert found.pop(3).flags == ("unreadable",) and found == expected
     with pytest.raises(ModelError, match=r"exit code 7.*fewer than 10 images"):
-        predictor.predict([Deadly(tmp_path / f"{number}.png") for number in range(12)])
+        list(predictor.iterate([Deadly(tmp_path / f"{number}.png") for number in range(12)]))
 
 
 @slow
