@@ -1,6 +1,6 @@
 """Our search against a stock KerasTuner search: same images, split, space, seeds and epochs.
 
-    KERAS_HOME=… python benchmarks/versus_keras_tuner.py DATA [--depths 0,1,2,4,7] [--views 4]
+    KERAS_HOME=… python benchmarks/versus_keras_tuner.py DATA [--depths 0,1,2,4,7] [--views 1]
         [--out FILE.json]
 
 DATA is the folder of Kaggle's jakeshbohaju/brain-tumor. The split is by rows: the first 80 %
@@ -8,8 +8,8 @@ train, the next 10 % validation, the last 10 % test. The peer is written as a co
 would: images decoded once into memory, tf.data with prefetching, the backbone frozen below the
 cut, BatchNorm in inference mode, the training set oversampled, the features standardised. Both
 sides run one after the other in processes of their own and from an empty cache. Ours trains on
-``--views`` fixed views of each image, whose extraction is part of its time; with ``--views 1`` it
-sees what the peer sees.
+``--views`` fixed views of each image, whose extraction is part of its time; with 1 it sees what
+the peer sees.
 """
 
 import argparse
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--depths", default="0,1,2,4,7")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--views", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

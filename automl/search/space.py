@@ -14,7 +14,7 @@ from automl.search.model import head_layers, output_units, trained_layers
 from automl.search.weights import load_backbone
 
 HEAD_UNITS = (0, 64, 128, 256)
-LEARNING_RATES = (8e-4, 8e-3)
+LEARNING_RATES = (2e-3, 1e-2)
 # The searched rate is the head's. Pretrained layers want about a tenth of it: with one
 # absolute range for all depths a third of the trials diverge or stand still.
 FINE_TUNE_RATE = 0.1
@@ -35,7 +35,7 @@ def define_space(
         "fine_tune_depth": hp.Choice("fine_tune_depth", ordered, default=usual, ordered=True),
         "head_units": hp.Choice("head_units", list(HEAD_UNITS), default=128, ordered=True),
         "dropout": hp.Float("dropout", 0.0, 0.6, step=0.1, default=0.2),
-        "learning_rate": hp.Float("learning_rate", *LEARNING_RATES, sampling="log", default=3e-3),
+        "learning_rate": hp.Float("learning_rate", *LEARNING_RATES, sampling="log", default=5e-3),
     }
     if len(widths) > 1:
         values["width"] = hp.Choice("width", sorted(widths), default=min(widths), ordered=True)
