@@ -85,7 +85,7 @@ def test_labels_are_matched_by_name_and_by_map():
         (
             ["glioma", "notumor", "x-ray"],
             None,
-            r"--map 'glioma=tumour,notumor=healthy,x-ray=\?'\. Check",
+            r"check .* words\): --map 'glioma=tumour,notumor=healthy,x-ray=\?'$",
         ),
         (["a", "b"], "a=healthy", r"does not know b; .* --map 'a=healthy,b=\?'$"),
         (["glioma"], "glioma=cat", "healthy, tumour"),

@@ -129,11 +129,11 @@ def map_classes(
         guesses = {label: guess_class(label, tuple(classes)) for label in missing}
         given = [text.strip(" ,")] if text and text.strip(" ,") else []
         example = ",".join([*given, *(f"{label}={guesses[label] or '?'}" for label in missing)])
+        guessed = " (check what is guessed here from the words)" if any(guesses.values()) else ""
         raise UsageError(
             f"The model does not know {', '.join(missing)}; its classes are {', '.join(called)}. "
             "Say what each means with a class after its =, or leave its images out with nothing "
-            f"there: --map {shlex.quote(example)}"
-            + (". Check what was guessed from the words." if any(guesses.values()) else "")
+            f"there{guessed}: --map {shlex.quote(example)}"
         )
     return {label: mapping.get(label, known.get(label_key(label))) for label in labels}
 
