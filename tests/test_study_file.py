@@ -126,13 +126,17 @@ def test_report_reads_the_answers_anew_and_rewrites_page_and_card(tmp_path, monk
     monkeypatch.setattr(render, "draw_figure", lambda figure: "")
     folder = tmp_path / "run"
     folder.mkdir()
-    write_report(folder, report_fixture.full_report())
+    report = report_fixture.full_report()
+    outside = {"name": "other", "metrics": {}, "lacking": ["tumour"], "undefined": ["roc_auc"]}
+    report["evaluation"]["external"] = [outside]
+    write_report(folder, report)
     assert "not provided" in (folder / "model_card.md").read_text()
     write(folder, "intended_use: to sort <b>scans</b>\nclass_names: {tumour: glioma}")
     assert run_command(["report", str(folder)]) == 0
     page, card = (folder / "report.html").read_text(), (folder / "model_card.md").read_text()
     assert "to sort &lt;b&gt;scans&lt;/b&gt;" in page and "<b>scans" not in page
     assert "“glioma”" in page and "is glioma" in page
+    assert "It holds no images, or one, of “glioma”: only what is shown can be measured" in page
     assert "to sort \\<b\\>scans" in card and "glioma" in card
     assert json.loads((folder / "report.json").read_text())["study"]["intended_use"]
     write(folder, "intended_usage: x")

@@ -104,6 +104,10 @@ def name_classes(report: dict[str, Any]) -> dict[str, Any]:
             "test": {**test, "per_class": keys(test["per_class"])},
             "mistakes": [case(item) for item in evaluation["mistakes"]],
             "label_suspects": [case(item) for item in evaluation["label_suspects"]],
+            "external": [
+                {**item, "lacking": [names.get(name, name) for name in item["lacking"]]}
+                for item in evaluation["external"]
+            ],
             "examples": examples
             and {kind: [case(item) for item in items] for kind, items in examples.items()},
         },
