@@ -328,8 +328,8 @@ def run_peer(
         write_json(options.out / f"{stem}.json", taken)
     elif peer.script is None:
         answers, notes = our_answers(folder, taken["began"])
-        write_answers(options.out / f"{stem}.csv", images, split, answers)
         write_json(options.out / f"{stem}.json", taken | notes)
+        write_answers(options.out / f"{stem}.csv", images, split, answers)
     else:
         for path in sorted(folder.glob("answers*.csv")):
             second = path.stem.removeprefix("answers")
@@ -342,8 +342,8 @@ def run_peer(
                 if path_ in by_path
             }
             target = stem_of(name + second, split, minutes, seed)
-            write_answers(options.out / f"{target}.csv", images, split, answers)
             write_json(options.out / f"{target}.json", taken | {"peer": name + second} | notes)
+            write_answers(options.out / f"{target}.csv", images, split, answers)
     if not options.keep:
         shutil.rmtree(folder)
 
@@ -410,6 +410,10 @@ def read_results(out: Path, images: Images, split: str) -> Iterator[Result]:
                     place[row["image"]]: float(row["probability"]) for row in csv.DictReader(file)
                 }
         rows = np.array(sorted(answers), dtype=np.int64)
+        if answers and not np.array_equal(rows, np.flatnonzero(images.parts[split] == "test")):
+            sys.exit(
+                f"{table} is of another split. Give another --out, or the --split-seed it had."
+            )
         probabilities = np.array([answers[row] for row in rows])
         found.append(Result(PEERS[notes["peer"]], notes, rows, probabilities))
     order = list(PEERS)
@@ -460,7 +464,7 @@ def print_tables(out: Path, images: Images, split: str) -> None:
         notes = result.notes
         budget = f"{notes['minutes']:g}" if result.peer.budgeted else "–"
         if not len(result.rows):
-            print_row([result.peer.title, budget, f"failed: {notes['error'][:150]}"])
+            print_row([result.peer.title, budget, f"failed: {notes.get('error', 'cut off')[:150]}"])
             continue
         values = score(result, images)
         by_seed[result.peer.title, budget].append(values)
