@@ -18,7 +18,6 @@ import keras_tuner
 from autokeras.engine.block import Block
 from best_keras import BestSoFar, TimeIsUp
 from job import read_images, read_job
-from keras_tuner.src.engine import trial as trial_module
 
 from automl.search.weights import load_backbone
 
@@ -31,21 +30,6 @@ def accept_numpy_units() -> None:
         original(self, int(units), *args, **options)
 
     keras.layers.Dense.__init__ = init
-
-
-def go_on_after_failures() -> None:
-    """KerasTuner gives up after three failed trials in a row; fetching weights fails too often."""
-    keras_tuner.Oracle.end_trial = keep_counting(keras_tuner.Oracle.end_trial)
-
-
-def keep_counting(end_trial: Any) -> Any:
-    def end(self: Any, trial: Any) -> Any:
-        self.max_consecutive_failed_trials = 1000
-        if trial.status in (trial_module.TrialStatus.FAILED, trial_module.TrialStatus.INVALID):
-            print("a trial failed:", (trial.message or "").strip().splitlines()[-1:])
-        return end_trial(self, trial)
-
-    return end
 
 
 class MobileNet(Block):
@@ -63,7 +47,6 @@ class MobileNet(Block):
 def main() -> None:
     job = read_job()
     accept_numpy_units()
-    go_on_after_failures()
     images = {part: read_images(paths, job.image_size) for part, paths in job.paths.items()}
     clock = BestSoFar(job, "val_auc")
     patience = keras.callbacks.EarlyStopping("val_auc", patience=5, mode="max")
@@ -81,6 +64,8 @@ def main() -> None:
             tool = autokeras.AutoModel(entry, output, directory=folder, **options)
         else:
             tool = autokeras.ImageClassifier(directory=folder, metrics=metrics, **options)
+        # After three failures in a row it would give up; fetching weights fails more often.
+        tool.tuner.oracle.max_consecutive_failed_trials = 1000
         try:
             tool.fit(
                 images["train"],
