@@ -54,7 +54,7 @@ def main() -> None:
             workers = sorted((resident_mb(pid) for pid in children(process.pid)), reverse=True)[:2]
             if ended >= 20 * (len(rows) + 1) and len(workers) == 2 and min(workers) > 0:
                 rows[ended] = [resident_mb(process.pid), *workers]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         process.communicate()
     print("| trials | driver, MB | workers, MB |\n|---|---|---|", flush=True)
     for trials, (driver, *workers) in rows.items():

@@ -73,7 +73,7 @@ def seconds_to_first_trial(*arguments: object) -> float:
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         while not ended_trials(run) and process.poll() is None:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
     return ended_trials(run)[0]["time"] - began
 
 
