@@ -1,18 +1,23 @@
 """Whole searches beside real MLflow servers that die, stay away or never answer.
 
-    python benchmarks/mlflow_server.py content [--backend sqlite|postgresql] [--small]
-    python benchmarks/mlflow_server.py cost [--rounds 3]
+    python benchmarks/mlflow_server.py content [--backend sqlite|postgresql] [--small] [--only …]
+    python benchmarks/mlflow_server.py cost [--pairs 3] [--kinds refuses drops silent database]
 
 ``content``: searches of the drawn sample (``--preset smoke``), one left alone, the others with
 the server killed and restarted at random moments, the server absent and ``automl sync`` later,
 the search killed twice and resumed, interrupted and resumed, and two at once. Afterwards what the
 server holds is compared by query with one quiet copy of the same run folder in a fresh store
-(everything, times too) and with the search that was left alone (everything but times).
-``--small``: 48 drawn images of 64 pixels instead of the sample.
+(everything, times too) and with the search that was left alone (everything but times and the
+order in which two workers ended their trials).
+``--small``: 48 drawn images of 64 pixels instead of the sample. The code must not change meanwhile.
 
-``cost``: the same search with tracking off and with it, in turns, while the server refuses
-connections, drops them, or accepts them and never answers, and with a local database. Wall time
-against tracking off, and the processor time of the process that sends.
+``cost``: the same search with tracking off and with it, in pairs whose order alternates, while
+the server refuses connections, drops them, or accepts them and is silent, and with a new local
+database. Two searches differ by more than is asked for, so beside the ratios of whole searches
+stand what tracking is made of: the seconds that the search itself spends on it, and the processor
+time of the process that sends. Both together, as if nothing ran beside anything, are the most that
+it can cost. Calls add up: what ``mlflow_server_cost.json`` holds of former ones is counted too.
+``--keep FOLDER`` works there and leaves it, so that the next call finds its caches filled.
 
 Both print a table and write JSON beside this file.
 """
@@ -45,9 +50,35 @@ from tracking_run import read_store  # noqa: E402
 
 # With a share of 1 so short a search is copied while it runs, and not at its end only.
 LIVE = (
-    "import sys; from automl.tracking import mlflow_sink; mlflow_sink.SHARE = {share}\n"
+    "import sys; from automl.tracking import mlflow_sink; mlflow_sink.SHARE = 1.0\n"
     "from automl.__main__ import main; sys.exit(main(['search', *sys.argv[1:]]))"
 )
+# The same, and what its sink takes: seconds of the search in ``start`` and ``stop``; processor
+# seconds of the sink's process before ``stop`` and in all.
+TIMED = """
+import json, os, resource, sys, time
+from pathlib import Path
+from automl.tracking import mlflow_sink
+path, spent = Path({path!r}), {{}}
+def processor():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+def timed(name):
+    method = getattr(mlflow_sink.MlflowSink, name)
+    def call(self):
+        before, began = processor(), time.perf_counter()
+        result = method(self)
+        spent[name] = time.perf_counter() - began
+        if name == "start":
+            spent["pid"] = self._process.pid
+        else:
+            spent["sink"] = processor() - before  # the one child that ended meanwhile
+        path.write_text(json.dumps(spent))
+        return result
+    setattr(mlflow_sink.MlflowSink, name, call)
+timed("start"); timed("stop")
+from automl.__main__ import main; sys.exit(main(['search', *sys.argv[1:]]))
+"""
 SMALL = "scans"
 TIMES = ("start", "end")
 # What differs between two searches that found the same: names, ids, times, sessions.
@@ -61,9 +92,9 @@ OWN_TAGS = (
 class Search:
     """One search in a process of its own."""
 
-    def __init__(self, work: Path, name: str, uri: str | None, share: float = 1.0) -> None:
+    def __init__(self, work: Path, name: str, uri: str | None) -> None:
         self.work, self.name, self.folder = work, name, work / "reports" / name
-        self.code = LIVE.format(share=share)
+        self.code = LIVE
         tracking = ["--tracking-uri", uri] if uri else ["--no-tracking"]
         small = (work / SMALL).exists()
         data = ["--data", SMALL, "--weights", "none", "--image-size", "64"] if small else []
@@ -144,13 +175,18 @@ def timeless(held: dict[str, Any]) -> dict[str, Any]:
             "name": "search" if key == "search" else part["name"],
             "params": {k: v for k, v in part["params"].items() if k not in OWN_PARAMS},
             "tags": {k: v for k, v in part["tags"].items() if k not in OWN_TAGS},
-            "points": sorted([p[0], p[1], p[3]] for p in part["points"] if "seconds" not in p[0]),
+            # The best so far depends on which of two workers ends first.
+            "points": sorted(
+                [name, step, value]
+                for name, step, _, value in part["points"]
+                if "seconds" not in name and name != "best_score"
+            ),
             "files": [path for path, _ in part["files"]],
         }
     return kept
 
 
-def measure_content(kind: str, work: Path) -> dict[str, Any]:
+def measure_content(kind: str, work: Path, only: list[str]) -> dict[str, Any]:
     draw = random.Random(0)
     with postgres() as backend:
         if kind == "postgresql" and backend is None:
@@ -160,56 +196,25 @@ def measure_content(kind: str, work: Path) -> dict[str, Any]:
         server = Server(place, backend if kind == "postgresql" else None)
         server.start()
         try:
-            return compare_scenarios(server, work, draw)
+            return compare_scenarios(server, work, draw, only)
         finally:
             server.kill()
 
 
-def compare_scenarios(server: Server, work: Path, draw: random.Random) -> dict[str, Any]:
+def compare_scenarios(
+    server: Server, work: Path, draw: random.Random, only: list[str]
+) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
+
     def new(name: str) -> Search:
         return Search(work, name, server.uri)
 
-    notes: dict[str, str] = {}
-    alone = new("alone").begin("--register", "alone")
-    alone.end()
-    searches = [alone]
-
-    search = new("tormented")
-    with tormented(server, draw) as kills:
-        search.begin("--register", "tormented").end()
-    notes["tormented"] = f"server killed {len(kills)} times"
-    sync(search.folder)
-    searches.append(search)
-
-    server.kill()
-    search = new("absent")
-    search.begin("--register", "absent").end()
-    server.start()
-    sync(search.folder)
-    searches.append(search)
-
-    for name, blow in (("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)):
-        search = new(name).begin("--register", name)
-        for trials in (1, 4):
-            search.reach("trial_ended", trials)
-            time.sleep(draw.uniform(0, 1))
-            search.process.send_signal(blow)
-            search.end(-9 if blow == signal.SIGKILL else 130)
-            search.begin("--resume", "--register", name)
-        search.end()
-        searches.append(search)
-
-    pair = [new(name).begin("--register", name) for name in ("one", "other")]
-    for search in pair:
-        search.end()
-    searches += pair
-
-    expected = timeless(content(server.uri, alone.folder))
-    store = work / "quiet.db"
-    table = {}
-    for search in searches:
+    def compare(search: Search, note: str = "") -> None:
         held = content(server.uri, search.folder)
-        quiet = quiet_copy(search.folder, store)
+        quiet = quiet_copy(search.folder, work / "quiet.db")
+        if not expected:
+            expected.update(timeless(held))
         runs = [part for key, part in held.items() if key not in ("models", "versions")]
         table[search.name] = {
             "runs": len(runs),
@@ -219,10 +224,50 @@ def compare_scenarios(server: Server, work: Path, draw: random.Random) -> dict[s
             "left running": sum(part["status"] == "RUNNING" for part in runs),
             "equals a quiet copy of its folder": held == quiet,
             "equals the search left alone": timeless(held) == expected,
-            "note": notes.get(search.name, ""),
+            "note": note,
         }
+        print(search.name, table[search.name], file=sys.stderr, flush=True)
         if held != quiet or timeless(held) != expected:
             (work / f"{search.name}.json").write_text(json.dumps([held, quiet, expected]))
+
+    search = new("alone").begin("--register", "alone")
+    search.end()
+    compare(search)
+
+    if "tormented" in only:
+        search = new("tormented")
+        with tormented(server, draw) as kills:
+            search.begin("--register", "tormented").end()
+        sync(search.folder)
+        compare(search, f"server killed {len(kills)} times")
+
+    if "absent" in only:
+        server.kill()
+        search = new("absent")
+        search.begin("--register", "absent").end()
+        server.start()
+        sync(search.folder)
+        compare(search)
+
+    for name, blow in (("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)):
+        if name not in only:
+            continue
+        search = new(name).begin("--register", name)
+        for trials in (1, 4):
+            search.reach("trial_ended", trials)
+            time.sleep(draw.uniform(0, 1))
+            search.process.send_signal(blow)
+            search.end(-9 if blow == signal.SIGKILL else 130)
+            search.begin("--resume", "--register", name)
+        search.end()
+        compare(search)
+
+    names = ("one", "other") if "pair" in only else ()
+    pair = [new(name).begin("--register", name) for name in names]
+    for search in pair:
+        search.end()
+    for search in pair:
+        compare(search, "both at once")
     return table
 
 
@@ -243,73 +288,76 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def find_sink(folder: Path) -> int | None:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            if b"automl.tracking.mlflow_sink" in words and str(folder.name) in str(words):
-                return int(path.parent.name)
-    return None
-
-
 def time_search(work: Path, name: str, uri: str | None) -> dict[str, float]:
-    """Seconds of a search, its wait for the last copy, and the sink's processor seconds.
-
-    The wait is from the journal's last word to the end of the process: it is measured apart,
-    because searches differ by more than it for other reasons.
-    """
-    search = Search(work, name, uri, share=0.01)
+    """Seconds of a search, processor seconds of it and all its processes, and its sink's part."""
+    search, spent_path = Search(work, name, uri), work / f"{name}.spent"
+    spent_path.unlink(missing_ok=True)
+    search.code = TIMED.format(path=str(spent_path))
     began = time.monotonic()
     search.begin("--overwrite")
-    sink, during, last, over = None, 0.0, 0.0, 0.0
-    while search.process.poll() is None:
+    beside = 0.0
+    while True:
+        pid, status, usage = os.wait4(search.process.pid, os.WNOHANG)
+        if pid:
+            break
+        if not beside and spent_path.exists() and search.count("search_ended"):
+            beside = processor_seconds(json.loads(spent_path.read_text())["pid"])
         time.sleep(0.05)
-        if uri and sink is None:
-            sink = find_sink(search.folder)
-        elif sink is not None:
-            with contextlib.suppress(OSError):
-                last = processor_seconds(sink)
-            if not over:
-                during = last
-        if not over and search.count("session_ended"):
-            over = time.monotonic()
     wall = time.monotonic() - began
+    search.process.returncode = os.waitstatus_to_exitcode(status)
     search.end()
     shutil.rmtree(search.folder)
-    return {"wall": wall, "wait": began + wall - over, "during": during, "in all": last}
+    spent = json.loads(spent_path.read_text()) if uri else {}
+    return {
+        "wall": wall,
+        "processor": usage.ru_utime + usage.ru_stime,
+        "in the search": spent.get("start", 0.0) + spent.get("stop", 0.0),
+        "sink beside the trials": beside,
+        "sink": spent.get("sink", 0.0),
+    }
 
 
-def measure_cost(rounds: int, work: Path, earlier: Path) -> dict[str, Any]:
-    """Every kind once a round; what ``earlier`` holds of former calls is counted with it."""
+def measure_cost(pairs: int, kinds: list[str], work: Path, earlier: Path) -> dict[str, Any]:
+    """``pairs`` of each kind, counted with those that ``earlier`` holds of former calls."""
     accepts, _one = deaf(listening=True)
     drops, _two = deaf(listening=False)
-    kinds = {
-        "tracking off": None,
-        "server refuses": f"http://127.0.0.1:{free_port()}",
-        "server drops": drops,
-        "server never answers": accepts,
-        "local database": f"sqlite:///{work / 'mlflow.db'}",
+    uris = {
+        "refuses": f"http://127.0.0.1:{free_port()}",
+        "drops": drops,
+        "silent": accepts,
+        "database": f"sqlite:///{work / 'mlflow.db'}",
     }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
-    if earlier.exists():
-        found = json.loads(earlier.read_text())["rounds"]
-    time_search(work, "warm", None)
-    for _ in range(rounds):
-        for name, uri in kinds.items():
-            found[name].append(time_search(work, name.replace(" ", "-"), uri))
-            print(name, found[name][-1], file=sys.stderr)
-    earlier.write_text(json.dumps({"rounds": found}, indent=1) + "\n", encoding="utf-8")
-    off = [run["wall"] for run in found["tracking off"]]
+    found = json.loads(earlier.read_text()) if earlier.exists() else {}
+    if not (work / "cache").exists():
+        time_search(work, "warm", None)
+    for _ in range(pairs):
+        for kind in kinds:
+            done = found.setdefault(kind, [])
+            (work / "mlflow.db").unlink(missing_ok=True)
+            pair = [("off", None), ("with", uris[kind])]
+            if len(done) % 2:
+                pair.reverse()
+            done.append({side: time_search(work, f"{kind}-{side}", uri) for side, uri in pair})
+            print(kind, done[-1], file=sys.stderr, flush=True)
+            earlier.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    def ratio(done: list[dict[str, Any]], what: str) -> str:
+        ratios = sorted(pair["with"][what] / pair["off"][what] for pair in done)
+        return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}–{ratios[-1]:.3f})"
+
     table = {}
-    for name, runs in found.items():
-        ratios = [run["wall"] / base for run, base in zip(runs, off, strict=True)]
-        table[name] = {
-            "wall s": ", ".join(f"{run['wall']:.1f}" for run in runs),
-            "ratio, median": round(statistics.median(ratios), 3),
-            "ratio of the fastest": round(min(r["wall"] for r in runs) / min(off), 3),
-            "wait at the end, median s": round(statistics.median(r["wait"] for r in runs), 2),
-            "sink CPU s during the search": max(round(run["during"], 2) for run in runs),
-            "sink CPU s in all": max(round(run["in all"], 2) for run in runs),
+    for kind, done in found.items():
+        most = {name: max(pair["with"][name] for pair in done) for name in done[0]["with"]}
+        off = statistics.median(pair["off"]["wall"] for pair in done)
+        table[kind] = {
+            "pairs": len(done),
+            "off, median s": round(off, 1),
+            "ratio of seconds": ratio(done, "wall"),
+            "ratio of processor seconds": ratio(done, "processor"),
+            "s in the search": round(most["in the search"], 2),
+            "sink, processor s beside the trials": round(most["sink beside the trials"], 2),
+            "sink, processor s": round(most["sink"], 2),
+            "ratio at most": round(1 + (most["in the search"] + most["sink"]) / off, 3),
         }
     return table
 
@@ -319,21 +367,29 @@ def main() -> None:
     parser.add_argument("what", choices=("content", "cost"))
     parser.add_argument("--backend", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
+    scenarios = ("tormented", "absent", "killed", "interrupted", "pair")
+    parser.add_argument("--only", nargs="+", choices=scenarios, default=scenarios)
+    parser.add_argument("--pairs", type=int, default=3)
+    kinds = ("refuses", "drops", "silent", "database")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    work = Path(tempfile.mkdtemp(prefix="automl-benchmark-"))
-    if options.small:
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+    work = options.keep or Path(tempfile.mkdtemp(prefix="automl-benchmark-"))
+    if options.small and not (work / SMALL).exists():
         write_scans(work / SMALL)
     here = Path(__file__).parent
     if options.what == "content":
-        table = measure_content(options.backend, work)
+        table = measure_content(options.backend, work, options.only)
         text = json.dumps(table, indent=2) + "\n"
         (here / f"mlflow_server_{options.backend}.json").write_text(text, encoding="utf-8")
     else:
-        table = measure_cost(options.rounds, work, here / "mlflow_server_cost.json")
+        earlier = here / "mlflow_server_cost.json"
+        table = measure_cost(options.pairs, options.kinds, work, earlier)
     rows = list(next(iter(table.values())))
     print("| | " + " | ".join(rows) + " |\n|---|" + "---|" * len(rows))
     for what, values in table.items():
@@ -343,7 +399,8 @@ def main() -> None:
         for row in table.values()
     ):
         sys.exit(f"The contents differ; see {work}.")
-    shutil.rmtree(work)
+    if not options.keep:
+        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -513,6 +513,20 @@ def test_what_is_no_mlflow_server_is_named_in_one_line(sent, answer, says):
     assert "s3cr3t" not in text and "\n" not in text and len(text) < 400
 
 
+def test_a_server_of_version_2_is_told_apart():
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+
+    from automl.tracking.mlflow_store import explain
+
+    # As MLflow 3.17 says it of a server of 2.22.
+    text = "API request to endpoint /api/2.0/mlflow/{} failed with error code 404 != 200."
+    error = MlflowException(text.format("logged-models/search"), error_code=ENDPOINT_NOT_FOUND)
+    assert "it has the runs and files" in explain(error)
+    error = MlflowException(text.format("runs/log-inputs"), error_code=ENDPOINT_NOT_FOUND)
+    assert "lacks a call" in explain(error)
+
+
 def test_a_server_is_asked_without_mlflow_and_never_for_long(tmp_path):
     with stranger(401, PAGE) as uri:
         assert probe(uri) == "", "a server that wants a password is there"

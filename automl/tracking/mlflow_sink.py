@@ -32,7 +32,7 @@ from automl.tracking.mlflow_sync import (
     copy_runs,
     default_uri,
     one_copy_at_a_time,
-    start_event,
+    read_search,
     sync_run,
     ui_hint,
     unreachable,
@@ -279,19 +279,16 @@ def _copy_live(folder: Path, uri: str, experiment: str | None, mirror: Any) -> A
     from automl.tracking import mlflow_store
 
     with mlflow_store.mlflow_environment(uri, TIMEOUT) as clean:
-        events = read_journal(folder / FILE_NAME)
-        start = start_event(folder)
+        events, start = read_search(folder)
         if mirror is not None:
             copy_runs(mirror, events)
             return mirror
-        client = mlflow_store.open_store(clean)
         name = experiment or start["config"].get("experiment") or "automl"
-        experiment_id = mlflow_store.open_experiment(client, clean, name)
-        mirror = mlflow_store.Mirror(client, experiment_id, start["run_id"])
+        mirror = mlflow_store.open_mirror(clean, name, start["run_id"])
         copy_runs(mirror, events)
         mlflow_store.log_dataset(mirror, start)
         run_id = mirror.parent.info.run_id
-        hint = ui_hint(clean, experiment_id, run_id)
+        hint = ui_hint(clean, mirror.experiment_id, run_id)
         write_link(folder, SyncResult(redact(clean), name, run_id, ui_hint=hint))
         return mirror
 

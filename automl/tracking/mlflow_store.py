@@ -255,6 +255,12 @@ def _is_ours(tag: str, value: str) -> bool:
     return note or tag.startswith(("automl.", "best."))
 
 
+def open_mirror(uri: str, experiment: str, search: str) -> Mirror:
+    """What the store at ``uri`` holds of the search with the id ``search``."""
+    client = open_store(uri)
+    return Mirror(client, open_experiment(client, uri, experiment), search)
+
+
 def batched(items: list[Any], size: int) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
@@ -309,6 +315,8 @@ def explain(error: BaseException) -> str:
         if _is_foreign(error):
             return "what answers there is not an MLflow server."
         if code == 404 and text.startswith(("API request to endpoint", "ENDPOINT_NOT_FOUND")):
+            if "/logged-models" in text:
+                return "it is older than MLflow 3: it has the runs and files, and takes no model."
             return "it lacks a call that MLflow servers have since version 3 (404)."
         if failure := re.search(r"too many (\d+) error responses", text):
             return f"it answers with the error {failure[1]}."

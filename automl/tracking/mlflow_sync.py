@@ -95,8 +95,7 @@ def sync_run(
         UsageError: there is no run, or the store cannot be used as asked.
         AutomlError: the store could not be reached; the copy goes on where it broke off.
     """
-    start = start_event(folder)
-    config = start["config"]
+    config = read_search(folder)[1]["config"]
     uri = choose_uri(tracking_uri or own_address(config), folder.parent)
     experiment = experiment or config.get("experiment") or "automl"
     register = register or config.get("register")
@@ -157,11 +156,8 @@ def _copy(
         # MLflow warns of its own code when this is loaded.
         from automl.tracking import mlflow_registry
 
-        client = mlflow_store.open_store(clean)
-        experiment_id = mlflow_store.open_experiment(client, clean, experiment)
-        events = read_journal(folder / FILE_NAME)
-        start = start_event(folder)
-        mirror = mlflow_store.Mirror(client, experiment_id, start["run_id"])
+        events, start = read_search(folder)
+        mirror = mlflow_store.open_mirror(clean, experiment, start["run_id"])
         outcomes = copy_runs(mirror, events, progress)
         mlflow_store.log_dataset(mirror, start)
         artifacts = mlflow_registry.log_artifacts(mirror, folder)
@@ -184,7 +180,7 @@ def _copy(
             model_logged=bool(model and model[1]),
             version=version,
             notes=(note,) if note else (),
-            ui_hint=ui_hint(clean, experiment_id, run_id),
+            ui_hint=ui_hint(clean, mirror.experiment_id, run_id),
         )
         write_link(folder, result)
         return result
@@ -221,10 +217,16 @@ def search_is_over(events: list[Any]) -> bool:
     )
 
 
-def start_event(folder: Path) -> Any:
-    for event in read_journal(folder / FILE_NAME):
+def read_search(folder: Path) -> tuple[list[Any], Any]:
+    """The journal's events, and the one with which the search began.
+
+    Raises:
+        UsageError: there is none.
+    """
+    events = read_journal(folder / FILE_NAME)
+    for event in events:
         if event["event"] == "search_started":
-            return event
+            return events, event
     raise UsageError(
         f"There is no search in {folder}: it has no {FILE_NAME} with a beginning. Name a run "
         "folder, such as reports/NAME."
