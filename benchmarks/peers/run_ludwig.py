@@ -98,6 +98,7 @@ def main() -> None:
             "trainer": {
                 "epochs": 100,
                 "batch_size": 32,
+                "eval_batch_size": 64,
                 "learning_rate": 1e-4,
                 "early_stop": 12,
                 "checkpoints_per_epoch": 4,
