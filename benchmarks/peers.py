@@ -221,7 +221,7 @@ def our_answers(folder: Path, began: float) -> tuple[dict[str, float], dict[str,
     best = max(scored, key=lambda event: event["score"])
     return answers, {
         "seconds_to_best": best["time"] - began,
-        "threshold": report["evaluation"]["threshold"],
+        "threshold": report["evaluation"]["test"]["threshold"],
         "val_score": best["score"],
         "trials": len(ended),
         "epochs": report["search"]["epochs"],
