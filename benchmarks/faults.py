@@ -17,6 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+# Folders that fill up, at so many MB: before the first trial, within the search, at its end.
+FULL = (("run", 2), ("run", 8), ("run", 20), ("cache", 2), ("cache", 12), ("cache", 40))
+
+
 def search(out: Path, cache: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(out, cache, name, *more), cwd=ROOT, capture_output=True, text=True
@@ -68,27 +72,18 @@ def main() -> None:
             calm = trials(base / "calm" / "run")
             print("| fault | exit code | what is said | with room again |\n|---|---|---|---|")
 
-            for megabytes in (2, 8, 20):
-                out = base / f"full{megabytes}"
-                mount(out, f"size={megabytes}m")
-                mounts.append(out)
-                first = search(out, cache, "run")
-                remount(out, "size=900m")
+            for number, (what, megabytes) in enumerate(FULL):
+                small = base / f"full{number}"
+                mount(small, f"size={megabytes}m")
+                mounts.append(small)
+                out, store = (small, cache) if what == "run" else (base / f"out{number}", small)
+                first = search(out, store, "run")
+                remount(small, "size=900m")
                 begun = (out / "run" / "journal.jsonl").exists()
-                again = search(out, cache, "run", "--resume" if begun else "--overwrite")
+                again = search(out, store, "run", "--resume" if begun else "--overwrite")
                 same = again.returncode == 0 and trials(out / "run") == calm
                 after = "equal" if same else f"DIFFERENT: {again.stderr[-300:]}"
-                show(f"run folder full at {megabytes} MB", first, 1, after)
-
-            small = base / "smallcache"
-            mount(small, "size=12m")
-            mounts.append(small)
-            first = search(base / "a", small, "run")
-            remount(small, "size=900m")
-            again = search(base / "a", small, "run", "--resume")
-            same = again.returncode == 0 and trials(base / "a" / "run") == calm
-            after = "equal" if same else f"DIFFERENT: {again.stderr[-300:]}"
-            show("cache folder full", first, 1, after)
+                show(f"{what} folder full at {megabytes} MB", first, 1, after)
 
             sealed = base / "sealed"
             mount(sealed, "size=900m,ro")

@@ -97,3 +97,23 @@ def test_the_process_that_runs_it_has_neither_automl_nor_tensorflow(run, case, t
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     with np.load(tmp_path / "answer.npz") as answer:
         assert answer["loaded"].tolist() == []
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_process_that_is_killed_is_begun_again_twice(kills, tmp_path, monkeypatch):
+    from automl.serving import parity
+
+    script = tmp_path / "runner.py"
+    script.write_text(
+        "import os, signal, sys; import numpy as np\n"
+        f"seen = {str(tmp_path / 'seen')!r}\n"
+        "with open(seen, 'a') as file: file.write('x')\n"
+        f"if os.path.getsize(seen) <= {kills}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "np.savez(sys.argv[-1], probabilities=np.load(sys.argv[-2]) + 1)\n"
+    )
+    monkeypatch.setattr(parity, "RUNNER", script)
+    if kills == 3:
+        with pytest.raises(ModelError, match="SIGKILL ended it 3 times"):
+            parity.run_elsewhere("tflite", tmp_path, np.zeros(2))
+    else:
+        assert parity.run_elsewhere("tflite", tmp_path, np.zeros(2)).tolist() == [1, 1]

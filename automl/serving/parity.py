@@ -1,5 +1,6 @@
 """Proof that an exported model answers as the evaluated one did: run elsewhere, compared here."""
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from automl.serving.manifest import MANIFEST_FILE, find_model_folder, read_info,
 RUNNER = Path(__file__).with_name("run_export.py")
 FILES = {"tflite": "model.tflite", "onnx": "model.onnx"}
 TIMEOUT_SECONDS = 1800.0
+# A process that a signal ended (most often: no memory was left for a moment) is begun again.
+ATTEMPTS = 3
 # Largest difference in probability that two runtimes of the same numbers may show.
 TOLERANCE = 1e-4
 
@@ -104,7 +107,7 @@ def run_elsewhere(kind: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
     """Probabilities (n, classes) from a fresh process that cannot import automl.
 
     Raises:
-        ModelError: it failed; the message ends with what it said last.
+        ModelError: it failed; the message ends with what it said last, or with the signal.
     """
     target = folder / FILES[kind] if kind in FILES else folder
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,9 +118,15 @@ def run_elsewhere(kind: str, folder: Path, inputs: np.ndarray) -> np.ndarray:
             *(sys.executable, "-I", str(RUNNER), "--arrays"),
             *(kind, str(target), str(given), str(answer)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        for _ in range(ATTEMPTS):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+            if done.returncode >= 0:
+                break
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            if done.returncode < 0:
+                name = signal.Signals(-done.returncode).name
+                last = f"{name} ended it {ATTEMPTS} times. Is there enough memory?"
             raise ModelError(f"{target} could not be run by its own runtime ({kind}): {last}")
         with np.load(answer, allow_pickle=False) as arrays:
             return arrays["probabilities"]
