@@ -29,7 +29,7 @@ def test_the_space_has_the_four_hyperparameters_and_sensible_defaults():
     values = define_space(space, (0, 2, 4), (0.35,))
     rows = {row["name"]: row for row in describe_space(space)}
     assert set(rows) == {"fine_tune_depth", "head_units", "dropout", "learning_rate", "width"}
-    assert values["fine_tune_depth"] == 2
+    assert values["fine_tune_depth"] == 4
     assert rows["learning_rate"]["sampling"] == "log"
     assert step_size(values) < values["learning_rate"]
     assert step_size(values | {"fine_tune_depth": 0}) == values["learning_rate"]

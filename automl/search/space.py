@@ -27,14 +27,13 @@ def define_space(
 
     ``fine_tune_depth`` blocks from the end; ``head_units`` 0 is a linear head; ``dropout``
     in [0, 0.6]; ``learning_rate`` is the head's, see ``step_size``. Defaults are the
-    deepest of ``depths`` but one and what suits small sets.
+    deepest of ``depths`` and what suits small sets.
     """
     ordered = sorted(depths)
-    usual = ordered[-2] if len(ordered) > 2 else ordered[-1]
     values = {
-        "fine_tune_depth": hp.Choice("fine_tune_depth", ordered, default=usual, ordered=True),
+        "fine_tune_depth": hp.Choice("fine_tune_depth", ordered, default=ordered[-1], ordered=True),
         "head_units": hp.Choice("head_units", list(HEAD_UNITS), default=128, ordered=True),
-        "dropout": hp.Float("dropout", 0.0, 0.6, step=0.1, default=0.2),
+        "dropout": hp.Float("dropout", 0.0, 0.6, step=0.1, default=0.3),
         "learning_rate": hp.Float("learning_rate", *LEARNING_RATES, sampling="log", default=5e-3),
     }
     if len(widths) > 1:
