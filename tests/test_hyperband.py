@@ -134,6 +134,19 @@ def test_a_search_where_everything_fails_ends():
     assert set(results.values()) == {None}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_every_bracket_is_spread_over_each_parameter(seed):
+    oracle = make_oracle(max_epochs=81, seed=seed)
+    for number, bracket in enumerate(oracle.first_values()):
+        drawn = bracket[1:] if number == 0 else bracket  # the very first is the defaults
+        places = sorted(math.log(values["rate"] / 1e-4) / math.log(1e3) for values in drawn)
+        n = len(bracket)
+        slices = [int(place * n) for place in places]
+        assert len(set(slices)) == len(drawn) and set(slices) <= set(range(n))
+        counts = [sum(values["depth"] == depth for values in drawn) for depth in range(3)]
+        assert max(counts) - min(counts) <= 2
+
+
 def test_an_exhausted_space_is_still_promoted_to_the_end():
     oracle = make_oracle(20, values=6)
     simulate(oracle)
