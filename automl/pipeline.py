@@ -147,7 +147,9 @@ def search_into(
         }
         deadline = None
         if config.budget is not None:
-            deadline = began + searching.share_of_search(config.budget)
+            loading = console.seconds["loading TensorFlow"]
+            images = len(scan.dataset.samples)
+            deadline = began + searching.share_of_search(config, images, loading)
         study, plan, detail = searching.search_models(
             config, scan, split, folder, journal, pool,
             cache=cache, deadline=deadline, begin=begin, console=console,
@@ -311,28 +313,35 @@ def write_audit_page(dataset: Dataset, audit: Audit, path: Path) -> Path:
 
 def plan_search(config: SearchConfig, console: Console | None = None) -> dict[str, Any]:
     """What a search would cost: the plan with its seconds and bytes; nothing is trained."""
+    began = time.monotonic()
     console = console or Console(quiet=True)
+    console.start_laps()
     dataset = load_dataset(config)
     cache = cache_folder(config)
     scan, twins = read_images(config, dataset, cache, console)
     split = make_split(scan, twins, config)
+    console.lap("split and audit")
     with hush():
         from automl.search.plan import measure_filling
         from automl.stages import searching
 
+    console.lap("loading TensorFlow")
     spec = searching.make_spec(config, scan, split, cache)
-    left = None
-    if config.budget is not None:
-        left = config.budget - max(
-            searching.RESERVE_SECONDS, searching.RESERVE_SHARE * config.budget
-        )
     pool = make_pool(config, scan, cache, None, Path(os.devnull), console)
     try:
+        measuring = time.monotonic()
         filling = sum(
             searching.insist(pool.submit, measure_filling, spec, width) for width in config.width
         )
-        left = left and max(1.0, left - filling)
-        plan = searching.make_plan(config, spec, Path(config.out), pool, [], left, filling, console)
+        deadline = None
+        if config.budget is not None:
+            loading = console.seconds["loading TensorFlow"]
+            share = searching.share_of_search(config, len(scan.dataset.samples), loading)
+            # As if the cache had been filled instead of measuring how long that takes.
+            deadline = began + share + time.monotonic() - measuring - filling
+        plan = searching.make_plan(
+            config, spec, Path(config.out), pool, [], deadline, filling, console
+        )
     finally:
         pool.shutdown()
     console.say(searching.plan_text(plan, config))

@@ -95,7 +95,7 @@ def measure(folder: Path, cache: Path) -> dict[str, tuple[float, float]]:
 
     from automl.search.trial import TrialTask, get_trainer
     from automl.search.worker import prepare_framework
-    from automl.stages import make_spec
+    from automl.stages.searching import make_spec
 
     prepare_framework(1)
     spec = make_spec(config, scan, split, cache)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from test_study import make_study
 
+from automl.config import make_config
 from automl.errors import SearchError
 from automl.search.engine import each
 from automl.search.plan import (
@@ -108,3 +109,16 @@ def test_a_worker_that_dies_while_it_prepares_is_asked_again():
     with pytest.raises(SearchError, match="SIGKILL"):
         searching.insist(ask, 9)
     assert len(tries) == 3
+
+
+def test_a_budget_keeps_back_what_follows_the_search_on_this_machine():
+    def reserve(budget, images, loading, **settings):
+        config = make_config({"data": "x", "budget": budget, **settings})
+        return config.budget - searching.share_of_search(config, images, loading)
+
+    quick = {"width": (1.0,), "image_size": 160}
+    assert reserve("5m", 480, 3.0, **quick) == 45, "a small data set on an idle machine"
+    assert reserve("1h", 480, 3.0, **quick) == 0.15 * 3600
+    assert reserve("10m", 480, 14.0, **quick) > 3 * 45, "a busy machine finishes late"
+    assert reserve("10m", 20_000, 3.5, **quick) == pytest.approx(40 + 0.012 * 20_000)
+    assert reserve("1m", 20_000, 14.0, **quick) == 30, "half of it is searched in any case"

@@ -39,9 +39,14 @@ from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
 from automl.writing import write_json
 
-# Seconds that a budget keeps back for evaluation, export and report.
-RESERVE_SECONDS = 45.0
+# What a budget keeps back for evaluation, export and report: at least this, and at most half.
 RESERVE_SHARE = 0.15
+RESERVE_SECONDS = 45.0
+# On a machine that loads TensorFlow in so many seconds, with room to spare: what is the same for
+# every data set (starting processes, conversions, proofs), and an image at width 1.0, 160 px.
+LOADING_SECONDS = 3.5
+FINISHING_SECONDS = 40.0
+FINISHING_IMAGE_SECONDS = 0.012
 PASSES = ("train", "predict")
 
 
@@ -56,9 +61,22 @@ class SearchPlan:
     description: dict[str, Any]
 
 
-def share_of_search(budget: float) -> float:
-    """Seconds of a budget after which the search must end; the rest is for what follows it."""
-    return budget - min(max(RESERVE_SECONDS, RESERVE_SHARE * budget), budget / 2)
+def share_of_search(config: SearchConfig, images: int, loading: float) -> float:
+    """Seconds of the budget after which the search must end; the rest is for what follows it.
+
+    Args:
+        loading: seconds that TensorFlow took to load. What follows the search is mostly of the
+            same kind, and as much slower on a machine that is slow or busy.
+    """
+    assert config.budget is not None
+    size = max(config.width) ** 2 * (config.image_size / 160) ** 2
+    finishing = FINISHING_SECONDS + FINISHING_IMAGE_SECONDS * size * images
+    reserve = max(
+        RESERVE_SECONDS,
+        RESERVE_SHARE * config.budget,
+        finishing * loading / LOADING_SECONDS,
+    )
+    return config.budget - min(reserve, config.budget / 2)
 
 
 def make_spec(config: SearchConfig, scan: Scan, split: Split, cache: Path) -> StudySpec:
@@ -87,15 +105,15 @@ def make_plan(
     folder: Path,
     pool: Any,
     events: Sequence[dict[str, Any]],
-    seconds_left: float | None,
+    deadline: float | None,
     filling: float,
     console: Console,
 ) -> SearchPlan:
     """Fix the schedule; a resumed search keeps its own.
 
     Args:
-        seconds_left: until the search must end, or None; without such a limit this machine's
-            speed may be one that was measured before.
+        deadline: ``time.monotonic`` at which the search must end, or None; without one this
+            machine's speed may be one that was measured before.
         filling: seconds that the cache takes or took.
     """
     started = next((event for event in events if event["event"] == "search_started"), None)
@@ -107,7 +125,7 @@ def make_plan(
         store = spec.cache_folder and spec.cache_folder.parent / "speeds.json"
         facts = [pool.machine, workers, pool.threads, width, spec.pixels.shape[1]]
         key = "/".join(map(str, [*facts, spec.n_classes, config.batch_size]))
-        recalled = read_speeds(store, key, networks[width]) if seconds_left is None else None
+        recalled = read_speeds(store, key, networks[width]) if deadline is None else None
         speeds[width] = recalled or mean_speeds(
             insist(pool.everywhere, measure_speeds, spec, width, config.batch_size)
         )
@@ -131,11 +149,12 @@ def make_plan(
             for bracket in started["plan"]["brackets"]
         ]
         study, seconds = plan_of(schedule)
-    elif seconds_left is None:
+    elif deadline is None:
         study, seconds = plan_of(make_schedule(config.max_epochs, config.factor, config.min_epochs))
     else:
         plans = [plan_of(s) for s in candidate_schedules(config.factor, config.min_epochs)]
-        fitting = [p for p in plans if p[1] - filling <= BUDGET_SHARE * seconds_left]
+        left = BUDGET_SHARE * (deadline - time.monotonic())
+        fitting = [p for p in plans if p[1] - filling <= left]
         # The largest that fits; where nothing does, the smallest is cut off by the clock.
         study, seconds = (
             max(fitting, key=lambda p: p[1]) if fitting else min(plans, key=lambda p: p[1])
@@ -232,8 +251,7 @@ def search_models(
     started = time.monotonic()
     caches = [insist(pool.submit, prepare_trainer, spec, width) for width in config.width]
     filled = time.monotonic() - started
-    left = None if deadline is None else deadline - time.monotonic()
-    plan = make_plan(config, spec, folder, pool, journal.events, left, filled, console)
+    plan = make_plan(config, spec, folder, pool, journal.events, deadline, filled, console)
     marks = fingerprint(config, scan, split, plan)
     check_fingerprint(journal.events, marks)
     if not any(event["event"] == "search_started" for event in journal.events):
