@@ -495,7 +495,7 @@ def stranger(status: int, body: str, health: int = 200):
     ("answer", "says"),
     [
         ((401, PAGE), "refuses this user or password (401)"),
-        ((403, '{"error_code": "PERMISSION_DENIED", "message": "no"}'), "password (403)"),
+        ((403, '{"error_code": "PERMISSION_DENIED", "message": "no"}'), "may not write"),
         ((404, PAGE), "since version 3 (404)"),
         ((404, '{"error_code": "ENDPOINT_NOT_FOUND", "message": "no"}'), "since version 3 (404)"),
         ((404, '{"detail": "Not Found"}'), "not an MLflow server"),

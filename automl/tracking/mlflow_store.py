@@ -307,10 +307,15 @@ def explain(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, MlflowException):
         code = error.get_http_status_code()
-        if code in (401, 403):
+        if code == 401:
             return (
-                f"it refuses this user or password ({code}). Give the right ones in "
+                "it refuses this user or password (401). Give the right ones in "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            )
+        if code == 403:
+            return (
+                "this user may not write to the experiment or the registered model (403). Ask "
+                "its owner for the permission, or choose another with --experiment."
             )
         if _is_foreign(error):
             return "what answers there is not an MLflow server."
