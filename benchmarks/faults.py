@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 # Folders that fill up, at so many MB: before the first trial, within the search, at its end.
-FULL = (("run", 2), ("run", 8), ("run", 20), ("cache", 2), ("cache", 12), ("cache", 40))
+FULL = (("run", 2), ("run", 8), ("run", 20), ("cache", 2), ("cache", 25), ("cache", 36))
 
 
 def search(out: Path, cache: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
