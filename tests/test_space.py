@@ -49,9 +49,11 @@ def test_a_stock_hyperband_runs_our_hypermodel(tmp_path):
         project_name="stock",
         overwrite=True,
     )
+    # One bracket: two trials and the better of them promoted; each takes seconds to compile.
+    tuner.oracle.max_trials = 3
     tuner.search(x, y, validation_data=(x, y), batch_size=8, verbose=0)
     done = [t for t in tuner.oracle.trials.values() if t.status == "COMPLETED"]
-    assert done
+    assert [t.hyperparameters.values["tuner/epochs"] for t in done] == [1, 1, 2]
     assert all(np.isfinite(trial.score) for trial in done)
     model = tuner.get_best_models(1)[0]
     p = model.predict(x, verbose=0)

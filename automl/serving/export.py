@@ -58,33 +58,40 @@ def export_saved_model(model: keras.Model, info: ModelInfo, folder: Path) -> Mod
     """
     check_model(model, info)
     with replace_folder(folder) as temporary:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
         images = tf.TensorSpec((None, None, None, 3), tf.float32, name="images")
         encoded = tf.TensorSpec((None,), tf.string, name="encoded")
+        size = info.image_size
         both = build_two_outputs(model)
 
-        def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            pixels = resize_in_graph(images, info.image_size)
-            return name_outputs(model(pixels, training=False), info)
+        # Traced once and called by all signatures: it is most of what saving takes.
+        @tf.function(
+            input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32)], autograph=False
+        )
+        def network(pixels: tf.Tensor) -> list[tf.Tensor]:
+            return both(pixels, training=False)
 
+        @tf.function(input_signature=[images], autograph=False)
+        def classify(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            return name_outputs(network(resize_in_graph(images, size))[0], info)
+
+        @tf.function(input_signature=[encoded], autograph=False)
         def classify_encoded(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = tf.map_fn(
-                lambda data: decode_in_graph(data, info.image_size),
+                lambda data: decode_in_graph(data, size),
                 encoded,
-                fn_output_signature=tf.TensorSpec((info.image_size, info.image_size, 3)),
+                fn_output_signature=tf.TensorSpec((size, size, 3)),
             )
-            return name_outputs(model(pixels, training=False), info)
+            return name_outputs(network(pixels)[0], info)
 
+        @tf.function(input_signature=[images], autograph=False)
         def embed(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            pixels = resize_in_graph(images, info.image_size)
-            probabilities, values = both(pixels, training=False)
+            probabilities, values = network(resize_in_graph(images, size))
             return {"features": values, "probabilities": probabilities}
 
-        archive.add_endpoint("serving_default", classify, input_signature=[images])
-        archive.add_endpoint("encoded", classify_encoded, input_signature=[encoded])
-        archive.add_endpoint("embed", embed, input_signature=[images])
-        archive.write_out(str(temporary), verbose=False)
+        module = tf.Module()
+        module.weights = [variable.value for variable in model.variables]
+        signatures = {"serving_default": classify, "encoded": classify_encoded, "embed": embed}
+        tf.saved_model.save(module, str(temporary), signatures=signatures)
         fast = convert_tflite(model, info)
         if measure_fast_difference(model, fast, info.image_size) <= TOLERANCE:
             (temporary / FAST_FILE).write_bytes(fast)
