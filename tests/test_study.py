@@ -11,8 +11,8 @@ from automl.errors import SearchError, StorageError
 from automl.search.hyperband import make_schedule
 from automl.search.plan import candidate_schedules, describe_schedule
 from automl.search.space import describe_space
-from automl.search.spec import PixelSource, StudySpec, TrialError, TrialResult
-from automl.search.study import StudyPlan, run_study
+from automl.search.spec import PixelSource, Speeds, StudySpec, TrialError, TrialResult
+from automl.search.study import Progress, StudyPlan, run_study
 from automl.search.summary import summarise_study
 from automl.search.worker import WorkerError
 from automl.tracking.journal import Journal
@@ -189,3 +189,23 @@ def test_budget_schedules_grow_and_each_trains_something_to_its_end():
     assert min(totals) == 1
     assert max(totals) > 1000
     assert all(schedule[0][-1][0] >= 1 for schedule in schedules)
+
+
+def test_progress_is_never_at_its_end_while_a_trial_runs(tmp_path):
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        plan = make_study(tmp_path, 3)
+        trial = run_study(plan, Pretend(), journal).trials[-1]
+    shown = []
+    speeds = {0.35: Speeds(dict.fromkeys((0, 2, 4), 1.0), dict.fromkeys((0, 2, 4), 0.0))}
+    progress = Progress(
+        plan, speeds, 10.0, lambda trials, best, done, total: shown.append((done, total))
+    )
+    work = progress.work_of(trial)
+    assert work > 10, "dearer than the whole schedule was expected to be"
+    progress.update([trial])
+    progress.trial_ended(trial)
+    progress.update([trial, trial])
+    progress.update(finished=True)
+    first, second, last = (done / total for done, total in shown)
+    assert (first, last) == (0, 1)
+    assert second == pytest.approx(1 / 3, abs=1e-3)

@@ -1,6 +1,7 @@
 """Trials on cached activations: exact, repeatable, continued where they stopped."""
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from automl.errors import StorageError
 from automl.search.activations import Activations, evict
 from automl.search.checkpoint import read_checkpoint
 from automl.search.engine import litert_engine, tensorflow_engine
@@ -156,6 +158,23 @@ def test_the_cache_is_shared_by_equals_and_by_nobody_else(spec, tmp_path):
     other_view = make_cache(spec, tmp_path, seed=1)
     other_view.fill()
     assert (other_view.hits, other_view.misses) == (2, 2), "view 0 does not depend on the seed"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount")
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(spec, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)]
+    if subprocess.run(mounting, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let us mount")
+    try:
+        with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
+            make_cache(spec, small).fill()
+        assert list(small.rglob("*.part")) == []
+        subprocess.run(["mount", "-o", "remount,size=90m", str(small)], check=True)
+        make_cache(spec, small).fill()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_torn_file_is_not_taken_for_a_whole_one(spec, tmp_path):

@@ -147,9 +147,13 @@ class Activations:
                 missing = [key for key in keys if not self._path(*key).exists()]
                 self.hits, self.misses = len(keys) - len(missing), len(missing)
                 if missing:
-                    for torn in self.folder.glob("*.part"):
-                        torn.unlink()
-                    self._extract(missing)
+                    delete_parts(self.folder)
+                    try:
+                        self._extract(missing)
+                    except OSError:
+                        # Where the disk is full, what cannot be used should not fill it.
+                        delete_parts(self.folder)
+                        raise
                 for key in keys:
                     path = self._path(*key)
                     os.utime(path)
@@ -183,9 +187,7 @@ class Activations:
                 if (depth, view) in missing
             }
             files = {
-                i: np.lib.format.open_memmap(
-                    path.with_suffix(".part"), "w+", np.float32, (len(rows), *self.shape(depths[i]))
-                )
+                i: open_reserved(path.with_suffix(".part"), (len(rows), *self.shape(depths[i])))
                 for i, path in targets.items()
             }
 
@@ -216,6 +218,23 @@ def invert(rows: np.ndarray, n: int) -> np.ndarray:
 
 def digest_rows(rows: np.ndarray) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def open_reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new float32 .npy file to be written through memory, whose room on the disk is its own.
+
+    Without that a disk that fills up ends the process by SIGBUS instead of an error.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def delete_parts(folder: Path) -> None:
+    for torn in folder.glob("*.part"):
+        torn.unlink()
 
 
 def commit(part: Path, path: Path) -> None:

@@ -6,7 +6,7 @@ and trials that the journal knows are answered from it; nothing else is stored.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +60,10 @@ class StudyPlan:
 
 
 class Progress:
-    """Epochs done, best so far and expected work left, for the person who waits."""
+    """Epochs done, best so far and expected work left, for the person who waits.
+
+    Work is in seconds of one worker; ``total`` is what the whole schedule is expected to take.
+    """
 
     def __init__(
         self, plan: StudyPlan, speeds: dict[float, Speeds], total: float, show: Any
@@ -70,20 +73,25 @@ class Progress:
         self.trials = 0
         self.best: Trial | None = None
 
+    def work_of(self, trial: Trial) -> float:
+        if not self.speeds:
+            return 0.0
+        return trial_seconds(
+            self.speeds[float(trial.params["width"])],
+            int(trial.params["fine_tune_depth"]),
+            trial.epochs - trial.initial_epoch,
+            balanced_size(self.plan.spec),
+            len(self.plan.spec.val_rows),
+            fresh=trial.initial_epoch == 0,
+        )
+
     def trial_ended(self, trial: Trial) -> None:
         self.trials += 1
-        if self.speeds:
-            self.done += trial_seconds(
-                self.speeds[float(trial.params["width"])],
-                int(trial.params["fine_tune_depth"]),
-                trial.epochs - trial.initial_epoch,
-                balanced_size(self.plan.spec),
-                len(self.plan.spec.val_rows),
-                fresh=trial.initial_epoch == 0,
-            )
-        self.total = max(self.total, self.done)
+        self.done += self.work_of(trial)
 
-    def update(self, finished: bool = False) -> None:
+    def update(self, running: Iterable[Trial] = (), finished: bool = False) -> None:
+        # Dearer configurations than were expected may have been promoted.
+        self.total = max(self.total, self.done + sum(map(self.work_of, running)))
         total = max(1, round(1000 * self.total))
         done = total if finished else min(total - 1, round(1000 * self.done))
         self.show(self.trials, self.best, done, total)
@@ -97,7 +105,7 @@ def run_study(
     workers: int | Callable[[], int] = 1,
     deadline: float | None = None,
     speeds: dict[float, Speeds] | None = None,
-    expected_seconds: float = 1.0,
+    expected_work: float = 1.0,
     show: Callable[[int, Trial | None, int, int], None] | None = None,
     started: float | None = None,
 ) -> Study:
@@ -106,7 +114,7 @@ def run_study(
     Args:
         executor: runs ``run_trial``; a ``WorkerPool``, ``InProcess`` or a cluster's.
         workers: trials at the same time, or a function that says how many just now.
-        speeds, expected_seconds, show: for the progress line only.
+        speeds, expected_work, show: for the progress line only; see ``Progress``.
         started: when this session's search began (``time.monotonic``), cache included.
 
     Raises:
@@ -117,7 +125,7 @@ def run_study(
     offset = max((event.get("elapsed", 0.0) for event in journal.events), default=0.0)
     oracle = plan.make_oracle()
     known = {e["trial"]: e for e in journal.events if e["event"] == "trial_ended"}
-    progress = Progress(plan, speeds or {}, expected_seconds, show or (lambda *_: None))
+    progress = Progress(plan, speeds or {}, expected_work, show or (lambda *_: None))
     ended: dict[str, Trial] = {}
     running: dict[Future[TrialResult], Attempt] = {}
     answered: SimpleQueue[Future[TrialResult]] = SimpleQueue()
@@ -151,7 +159,7 @@ def run_study(
                 finish(replace_result(trial, known[trial.trial]))
                 continue
             run(Attempt(trial, plan.batch_size))
-        progress.update()
+        progress.update(attempt.trial for attempt in running.values())
         if not running:
             break
         left = math.inf if deadline is None else max(0.0, deadline - time.monotonic())

@@ -283,7 +283,7 @@ def search_models(
         workers=lambda: pool.size,
         deadline=deadline,
         speeds=plan.speeds,
-        expected_seconds=plan.expected_seconds,
+        expected_work=(plan.expected_seconds - filled) * pool.size,
         show=show,
         started=started,
     )
