@@ -179,6 +179,7 @@ def search_into(
             study, plan, parts["evaluation"]["test"]["metrics"], scan, split, other, config, folder,
             journal, console,
         )  # fmt: skip
+        console.lap("comparing the splits")
     journal.append(
         "exported",
         format="saved_model",
