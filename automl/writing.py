@@ -53,3 +53,9 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, document: Any) -> Path:
     """``document`` as JSON in ASCII, without NaN; see ``replace_file``."""
     return write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def delete_parts(folder: Path) -> None:
+    """What a process that was killed, or found the disk full, left behind half written."""
+    for torn in folder.glob("*.part"):
+        torn.unlink()

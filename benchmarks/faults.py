@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-# Folders that fill up, at so many MB: before the first trial, within the search, at its end.
+# Folders that fill up, at so many MB: a run's at its checkpoints; a cache at the drawn sample, at
+# the decoded images, at the activations.
 FULL = (("run", 2), ("run", 8), ("run", 20), ("cache", 2), ("cache", 25), ("cache", 36))
 
 

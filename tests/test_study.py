@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,9 +203,12 @@ def test_progress_is_never_at_its_end_while_a_trial_runs(tmp_path):
     )
     work = progress.work_of(trial)
     assert work > 10, "dearer than the whole schedule was expected to be"
-    progress.update([trial])
+    progress.trial_started(trial)
+    progress.update()
     progress.trial_ended(trial)
-    progress.update([trial, trial])
+    for name in ("second", "third"):
+        progress.trial_started(replace(trial, trial=name))
+    progress.update()
     progress.update(finished=True)
     first, second, last = (done / total for done, total in shown)
     assert (first, last) == (0, 1)

@@ -26,6 +26,7 @@ from automl.search.model import cut_layer, cut_prefix
 from automl.search.spec import PixelSource
 from automl.search.views import make_view
 from automl.tracking.journal import locked, sync_folder
+from automl.writing import delete_parts
 
 Progress = Callable[[str, int, int], None]
 # Part of every key: changes when the same inputs would give other numbers.
@@ -230,11 +231,6 @@ def open_reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
-
-
-def delete_parts(folder: Path) -> None:
-    for torn in folder.glob("*.part"):
-        torn.unlink()
 
 
 def commit(part: Path, path: Path) -> None:

@@ -6,7 +6,7 @@ and trials that the journal knows are answered from it; nothing else is stored.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +70,8 @@ class Progress:
     ) -> None:
         self.plan, self.speeds, self.total, self.show = plan, speeds, total, show
         self.done = 0.0
+        # By trial, and kept: a thousand workers would ask for a thousand at every answer.
+        self.underway: dict[str, float] = {}
         self.trials = 0
         self.best: Trial | None = None
 
@@ -85,13 +87,17 @@ class Progress:
             fresh=trial.initial_epoch == 0,
         )
 
+    def trial_started(self, trial: Trial) -> None:
+        self.underway[trial.trial] = self.work_of(trial)
+
     def trial_ended(self, trial: Trial) -> None:
         self.trials += 1
         self.done += self.work_of(trial)
+        self.underway.pop(trial.trial, None)
 
-    def update(self, running: Iterable[Trial] = (), finished: bool = False) -> None:
+    def update(self, finished: bool = False) -> None:
         # Dearer configurations than were expected may have been promoted.
-        self.total = max(self.total, self.done + sum(map(self.work_of, running)))
+        self.total = max(self.total, self.done + sum(self.underway.values()))
         total = max(1, round(1000 * self.total))
         done = total if finished else min(total - 1, round(1000 * self.done))
         self.show(self.trials, self.best, done, total)
@@ -139,6 +145,7 @@ def run_study(
     def run(attempt: Attempt) -> None:
         future = start(plan, executor, journal, attempt)
         running[future] = attempt
+        progress.trial_started(attempt.trial)
         future.add_done_callback(answered.put)
 
     def finish(trial: Trial) -> None:
@@ -159,7 +166,7 @@ def run_study(
                 finish(replace_result(trial, known[trial.trial]))
                 continue
             run(Attempt(trial, plan.batch_size))
-        progress.update(attempt.trial for attempt in running.values())
+        progress.update()
         if not running:
             break
         left = math.inf if deadline is None else max(0.0, deadline - time.monotonic())

@@ -37,7 +37,7 @@ from automl.search.trial import Trainer, prepare_trainer
 from automl.search.worker import WorkerError
 from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
-from automl.writing import write_json
+from automl.writing import delete_parts, write_json
 
 # What a budget keeps back for evaluation, export and report: at least this, and at most half.
 RESERVE_SHARE = 0.15
@@ -263,8 +263,7 @@ def search_models(
     journal.append("session_started", session=sessions, pid=os.getpid(), host=os.uname().nodename)
     on_start()
     console.say(plan_text(plan, config))
-    for torn in (folder / "checkpoints").glob("*.part"):
-        torn.unlink()
+    delete_parts(folder / "checkpoints")
 
     measured = time.monotonic() - started - filled
     if config.trial_timeout is None:
