@@ -250,7 +250,10 @@ def make_pool(
         console.progress(*rest)
 
     if config.scheduler is None:
-        return WorkerPool(config.workers, log, listen, config.trial_timeout, config.threads)
+        return WorkerPool(
+            config.workers, log, listen, config.trial_timeout, config.threads,
+            lead=run is not None,
+        )  # fmt: skip
     try:
         from automl.search.cluster import ClusterPool
     except ModuleNotFoundError as error:

@@ -137,13 +137,14 @@ def test_a_search_where_everything_fails_ends():
 @pytest.mark.parametrize("seed", range(5))
 def test_every_bracket_is_spread_over_each_parameter(seed):
     oracle = make_oracle(max_epochs=81, seed=seed)
-    for number, bracket in enumerate(oracle.first_values()):
-        drawn = bracket[1:] if number == 0 else bracket  # the very first is the defaults
+    brackets = oracle.first_values()
+    for bracket in brackets:
+        drawn = bracket[1:] if bracket is brackets[-1] else bracket  # the lead is the defaults
         places = sorted(math.log(values["rate"] / 1e-4) / math.log(1e3) for values in drawn)
         n = len(bracket)
         slices = [int(place * n) for place in places]
         assert len(set(slices)) == len(drawn) and set(slices) <= set(range(n))
-        counts = [sum(values["depth"] == depth for values in drawn) for depth in range(3)]
+        counts = [sum(values["depth"] == depth for values in bracket) for depth in range(3)]
         assert max(counts) - min(counts) <= 2
 
 
@@ -155,10 +156,9 @@ def test_an_exhausted_space_is_still_promoted_to_the_end():
     assert all(rungs[-1] >= 1 for rungs in done)
 
 
-def test_defaults_come_first_and_a_bracket_has_no_configuration_twice():
+def test_a_bracket_has_no_configuration_twice():
     oracle = make_oracle()
     firsts = oracle.first_values()
-    assert firsts[0][0] == {"rate": 1e-4, "depth": 0}
     flat = [tuple(sorted(values.items())) for bracket in firsts for values in bracket]
     assert len(set(flat)) == len(flat)
 
@@ -170,13 +170,13 @@ def test_seed_zero_is_a_seed():
 
 def test_a_promotion_continues_its_parent():
     oracle = make_oracle(3)
-    for number in range(3):
+    for number in range(4):  # the lead, and three of the first bracket
         trial = oracle.create_trial("tuner0")
         oracle.update_trial(trial.trial_id, {"score": float(number)}, step=1)
         trial.status = "COMPLETED"
         oracle.end_trial(trial)
     promoted = oracle.create_trial("tuner0").hyperparameters.values
-    # Trials of one depth run together, so the last asked is not configuration 2.
+    # Trials of one depth run together, so the last asked need not be configuration 2.
     assert promoted["tuner/trial_id"] == oracle.end_order[-1]
     assert (promoted["tuner/initial_epoch"], promoted["tuner/epochs"]) == (1, 3)
 
@@ -200,3 +200,13 @@ def test_checkpoints_are_needed_until_no_promotion_can_ask_for_them():
         oracle.end_trial(trial)
     simulate(oracle)
     assert oracle.needed_checkpoints() == set()
+
+
+@pytest.mark.parametrize("values", [None, 4])
+def test_the_first_trial_is_the_defaults_trained_to_the_end(values):
+    oracle = make_oracle(values=values)
+    trial = oracle.create_trial("tuner")
+    assert trial.trial_id == f"{oracle.lead:04d}-0"
+    asked = trial.hyperparameters.values
+    assert asked["tuner/epochs"] == 27 and asked["tuner/initial_epoch"] == 0
+    assert asked["depth"] == 0 and asked.get("rate", 1e-4) == 1e-4

@@ -1,9 +1,11 @@
 """The study: what it asks, tells and writes down, without any training."""
 
 import json
+import time
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -213,3 +215,42 @@ def test_progress_is_never_at_its_end_while_a_trial_runs(tmp_path):
     first, second, last = (done / total for done, total in shown)
     assert (first, last) == (0, 1)
     assert second == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_the_lead_has_its_own_executor_and_runs_alone(tmp_path):
+    class Lead(Pretend):
+        ended = False
+
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            self.ended = True
+
+    lead, others = Lead(), Pretend()
+    later = Future()
+    submit = lead.submit
+    waiting = []
+
+    def hold(*call):
+        waiting.append(submit(*call))
+        return later
+
+    lead.submit = hold
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        thread = Thread(
+            target=run_study,
+            args=(make_study(tmp_path), others, journal),
+            kwargs={"workers": 4, "lead": lead},
+        )
+        thread.start()
+        while not waiting:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert not others.ran and not lead.ended, "nothing runs beside the lead"
+        later.set_result(waiting[0].result())
+        thread.join()
+    assert lead.ended and len(lead.ran) == 1 and len(others.ran) == 21
+    assert lead.ran[0].epochs == lead.ran[0].max_epochs == 9
+    again = Lead()
+    rest = tmp_path / "journal.jsonl"
+    with Journal(rest) as journal:
+        run_study(make_study(tmp_path), others, journal, workers=4, lead=again)
+    assert again.ended and not again.ran, "a lead that is known is not run again"

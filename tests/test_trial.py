@@ -8,15 +8,17 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from automl.errors import StorageError
 from automl.search.activations import Activations, evict
 from automl.search.checkpoint import read_checkpoint
 from automl.search.engine import litert_engine, tensorflow_engine
-from automl.search.model import cut_layer, cut_prefix, cut_suffix
+from automl.search.model import cut_layer, cut_prefix
 from automl.search.plan import measure_speeds
 from automl.search.spec import PixelSource, StudySpec, TrialTask
+from automl.search.suffix import build_suffix
 from automl.search.trial import (
     balance_rows,
     digest_checkpoint,
@@ -122,7 +124,7 @@ def test_prefix_and_suffix_are_the_whole_at_every_depth(width):
     for depth in range(1, 18):
         middle = cut_prefix(backbone, (depth,))(images, training=False)
         middle = middle[0] if isinstance(middle, list) else middle
-        joined = cut_suffix(backbone, depth)(middle, training=False).numpy()
+        joined = build_suffix(backbone, depth)(tf.constant(middle)).numpy()
         np.testing.assert_allclose(joined, whole, atol=1e-5, err_msg=cut_layer(depth))
 
 

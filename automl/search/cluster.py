@@ -133,6 +133,7 @@ class ClusterPool(Executor):
     """
 
     remote = True
+    lead = None
 
     def __init__(
         self,

@@ -7,6 +7,9 @@ What is asked depends on the seed and on scores alone, never on the order in whi
 end. Two things follow. Several workers find what one worker finds. And a search is resumed
 by asking again from the start and answering from the journal what is known already: there
 is no state to save.
+
+The first trial is the defaults, trained to the end: it stands in the bracket that has no
+earlier rung. So there is a good model early, whatever the search finds after it.
 """
 
 import math
@@ -308,7 +311,16 @@ class HyperbandOracle(keras_tuner.Oracle):
 
     # Where the next trial is.
 
+    @property
+    def lead(self) -> int:
+        """The configuration that has the defaults and is asked for first."""
+        return self._first[-2]
+
     def _next_place(self) -> tuple[int, int, int] | None:
+        if not self._place:
+            last = len(self.brackets) - 1
+            self._fill(last)
+            return last, 0, self.brackets[last].waiting.pop(0)
         for index, bracket in enumerate(self.brackets):
             self._fill(index)
             promotion = bracket.next_promotion()
@@ -336,17 +348,19 @@ class HyperbandOracle(keras_tuner.Oracle):
 
     def _fill(self, index: int) -> None:
         """Draw the first rung of bracket ``index``, and of those before it, once."""
+        if not self._values:
+            self._draw(self.lead, self.brackets[-1])
         while self._sampled <= index:
             bracket = self.brackets[self._sampled]
             first, last = self._first[self._sampled], self._first[self._sampled + 1]
             for configuration in range(first, last):
-                if not self._draw(configuration, bracket):
+                if configuration != self.lead and not self._draw(configuration, bracket):
                     bracket.exhausted = True
                     break
             if self.group_by is not None:
                 sign = -1 if self._sampled == len(self.brackets) - 1 else 1
                 bracket.waiting.sort(
-                    key=lambda c: (c != 0, sign * self._values[c].get(self.group_by, 0))
+                    key=lambda c: (c != self.lead, sign * self._values[c].get(self.group_by, 0))
                 )
             self._sampled += 1
 
@@ -380,26 +394,28 @@ class HyperbandOracle(keras_tuner.Oracle):
         return True
 
     def _values_of(self, configuration: int, attempt: int) -> dict[str, Any]:
-        """The defaults for the very first configuration, else a draw of its own."""
+        """The defaults for the lead, else a draw of its own."""
         drawn = hp_module.HyperParameters()
         for parameter in self.hyperparameters.space:
             drawn.merge([parameter])
             if not drawn.is_active(parameter):
                 continue
-            if configuration == 0 and attempt == 0:
+            if configuration == self.lead and attempt == 0:
                 drawn.values[parameter.name] = parameter.default
             else:
-                place = self._place_of(configuration, attempt, parameter.name)
+                place = self._place_of(configuration, attempt, parameter)
                 drawn.values[parameter.name] = parameter.prob_to_value(place)
         return dict(drawn.values)
 
-    def _place_of(self, configuration: int, attempt: int, name: str) -> float:
+    def _place_of(self, configuration: int, attempt: int, parameter: Any) -> float:
         """Where in [0, 1) a configuration lies along a parameter.
 
         Each bracket is a Latin hypercube (McKay et al. 1979): cut into as many slices as it has
-        configurations, every parameter has one in each. Plain draws leave out a fifth of the
-        depths in the short brackets. A second attempt and a replacement are plain draws.
+        configurations, every parameter has one in each; the lead's is where the default lies.
+        Plain draws leave out a fifth of the depths in the short brackets. A second attempt and
+        a replacement are plain draws.
         """
+        name = parameter.name
         draw = random.Random(f"{self.seed}/{configuration}/{attempt}/{name}").random()
         if attempt or configuration >= self._first[-1]:
             return draw
@@ -409,6 +425,10 @@ class HyperbandOracle(keras_tuner.Oracle):
         if slices is None:
             slices = self._slices[index, name] = list(range(last - first))
             random.Random(f"{self.seed}/{index}/{name}").shuffle(slices)
+            if first == self.lead:
+                default = parameter.value_to_prob(parameter.default)
+                place = slices.index(min(last - first - 1, int(default * (last - first))))
+                slices[0], slices[place] = slices[place], slices[0]
         return (slices[configuration - first] + draw) / len(slices)
 
     def _hash(self, values: dict[str, Any]) -> str:

@@ -80,13 +80,6 @@ def cut_prefix(backbone: keras.Model, depths: tuple[int, ...]) -> keras.Model:
     return keras.Model(backbone.input, outputs, name="prefix")
 
 
-def cut_suffix(backbone: keras.Model, depth: int) -> keras.Model:
-    """From the cut of ``depth`` to the features; shares the layers, so training it trains them."""
-    return keras.Model(
-        backbone.get_layer(cut_layer(depth)).output, backbone.output, name=f"suffix_{depth}"
-    )
-
-
 def trained_layers(backbone: keras.Model, depth: int) -> list[Any]:
     """The layers that a trial of ``depth`` trains, in order: convolutions, never BatchNorm."""
     if depth == 0:

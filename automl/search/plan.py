@@ -12,7 +12,13 @@ from automl.search.engine import choose_engine, each, engine_name
 from automl.search.hyperband import make_schedule
 from automl.search.model import cut_prefix, output_units, trained_variables
 from automl.search.spec import Network, Speeds, StudySpec
-from automl.search.trial import CHUNK_BYTES, HEAD_FIRST_EPOCHS, get_trainer, head_shapes
+from automl.search.trial import (
+    CHUNK_BYTES,
+    HEAD_FIRST_EPOCHS,
+    balanced_size,
+    get_trainer,
+    head_shapes,
+)
 
 Schedule = list[list[tuple[int, int]]]
 # Epochs of the longest trial that a budget may choose.
@@ -158,16 +164,6 @@ def hang_seconds(speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedul
         for depth in spec.depths
     )
     return max(HANG_SECONDS, HANG_FACTOR * dearest)
-
-
-def balanced_size(spec: StudySpec) -> int:
-    """Rows of one epoch after balancing."""
-    counts = np.bincount(spec.targets[spec.train_rows], minlength=spec.n_classes)
-    return (
-        int(counts.max() * (counts > 0).sum())
-        if spec.balance == "oversample"
-        else int(counts.sum())
-    )
 
 
 def candidate_schedules(factor: int, min_epochs: int) -> list[Schedule]:

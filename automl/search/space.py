@@ -34,7 +34,7 @@ def define_space(
         "fine_tune_depth": hp.Choice("fine_tune_depth", ordered, default=ordered[-1], ordered=True),
         "head_units": hp.Choice("head_units", list(HEAD_UNITS), default=128, ordered=True),
         "dropout": hp.Float("dropout", 0.0, 0.6, step=0.1, default=0.3),
-        "learning_rate": hp.Float("learning_rate", *LEARNING_RATES, sampling="log", default=3e-3),
+        "learning_rate": hp.Float("learning_rate", *LEARNING_RATES, sampling="log", default=5e-3),
     }
     if len(widths) > 1:
         values["width"] = hp.Choice("width", sorted(widths), default=min(widths), ordered=True)

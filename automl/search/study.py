@@ -109,6 +109,7 @@ def run_study(
     journal: Journal,
     *,
     workers: int | Callable[[], int] = 1,
+    lead: Executor | None = None,
     deadline: float | None = None,
     speeds: dict[float, Speeds] | None = None,
     expected_work: float = 1.0,
@@ -120,6 +121,7 @@ def run_study(
     Args:
         executor: runs ``run_trial``; a ``WorkerPool``, ``InProcess`` or a cluster's.
         workers: trials at the same time, or a function that says how many just now.
+        lead: runs the first trial, which has the machine to itself, and is then shut down.
         speeds, expected_work, show: for the progress line only; see ``Progress``.
         started: when this session's search began (``time.monotonic``), cache included.
 
@@ -142,13 +144,25 @@ def run_study(
     def elapsed() -> float:
         return round(offset + time.monotonic() - started, 3)
 
+    def is_alone(trial: Trial) -> bool:
+        return lead is not None and trial.round == 0 and trial.configuration == oracle.lead
+
+    def room() -> int:
+        """Trials that may be started now."""
+        if any(is_alone(attempt.trial) for attempt in running.values()):
+            return 0
+        return (workers() if callable(workers) else workers) - len(running)
+
     def run(attempt: Attempt) -> None:
-        future = start(plan, executor, journal, attempt)
+        runner = lead if lead is not None and is_alone(attempt.trial) else executor
+        future = start(plan, runner, journal, attempt)
         running[future] = attempt
         progress.trial_started(attempt.trial)
         future.add_done_callback(answered.put)
 
     def finish(trial: Trial) -> None:
+        if lead is not None and is_alone(trial):
+            lead.shutdown(wait=False)
         ended[trial.trial] = trial
         tell(oracle, plan.spec.objective, trial)
         progress.trial_ended(trial)
@@ -157,7 +171,7 @@ def run_study(
 
     stopped = False
     while True:
-        while len(running) < (workers() if callable(workers) else workers):
+        while room() > 0:
             asked = oracle.create_trial(f"worker {len(ended)}/{len(running)}")
             if asked.status != RUNNING:
                 break
@@ -177,7 +191,8 @@ def run_study(
                 continue
             # The budget is spent: what runs is given up, what has ended is used.
             stopped = True
-            executor.shutdown(wait=False, cancel_futures=True)
+            for runner in filter(None, (executor, lead)):
+                runner.shutdown(wait=False, cancel_futures=True)
             break
         attempt = running.pop(future)
         trial, again = settle(future, attempt)

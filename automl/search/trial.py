@@ -23,10 +23,11 @@ import tensorflow as tf
 
 from automl.search.activations import Activations
 from automl.search.checkpoint import read_checkpoint, write_checkpoint
-from automl.search.model import Head, cut_suffix, join, output_units, trained_variables
+from automl.search.model import Head, cut_layer, join, output_units, trained_variables
 from automl.search.objective import better, score_outputs
 from automl.search.space import HEAD_UNITS, step_size
 from automl.search.spec import StudySpec, TrialError, TrialResult, TrialTask
+from automl.search.suffix import build_suffix
 from automl.search.weights import check_digest, digest_weights, load_backbone
 from automl.search.worker import notify
 
@@ -35,6 +36,10 @@ from automl.search.worker import notify
 # Out-of-Distribution", ICLR 2022. On cached features an epoch takes a fraction of a second.
 HEAD_FIRST_EPOCHS = 8
 HEAD_FIRST_RATE = 1e-3
+# Adam's first steps are as long as the rate allows in every weight, whatever the gradients say
+# (Ma & Yarats: "On the adequacy of untuned warmup for adaptive optimization", AAAI 2021). At
+# full rate they undo the pretrained layers: the loss of the first epoch is five times the head's.
+WARM_UP_STEPS = 200
 # Least variance of a standardised feature, as a share of the mean over all features.
 VARIANCE_FLOOR = 0.01
 # What is scored and delivered is the weights' running average (Polyak & Juditsky 1992) over
@@ -54,7 +59,7 @@ class Program:
 
     def __init__(self, backbone: keras.Model, depth: int, n_classes: int) -> None:
         self.depth = depth
-        self.suffix = cut_suffix(backbone, depth) if depth else None
+        self.suffix = build_suffix(backbone, depth) if depth else None
         self.body = trained_variables(backbone, depth)
         self.start = [variable.numpy() for variable in self.body]
         self.channels = int(backbone.output.shape[-1])
@@ -67,7 +72,7 @@ class Program:
         self.dropout = tf.Variable(0.0)
         self.optimizer = Adam(self.body + self.head)
         # Given, so that chunks of every length share one trace.
-        entry = self.suffix.input.shape[1:] if self.suffix is not None else (self.channels,)
+        entry = backbone.get_layer(cut_layer(depth)).output.shape[1:]
         x = tf.TensorSpec((None, *entry), tf.float32)
         rows = [tf.TensorSpec((None,), kind) for kind in (tf.int32, tf.float32)]
         number = tf.TensorSpec((), tf.int32)
@@ -107,7 +112,7 @@ class Program:
         return arrays
 
     def _logits(self, x: tf.Tensor, seed: tf.Tensor | None) -> tf.Tensor:
-        features = self.suffix(x, training=False) if self.suffix is not None else x
+        features = self.suffix(x) if self.suffix is not None else x
         hidden_kernel, hidden_bias, kernel, bias = (variable.value for variable in self.head)
         standard = (features - self.mean) * self.scale
         hidden = tf.nn.relu(standard @ hidden_kernel + hidden_bias)
@@ -187,6 +192,8 @@ class Adam:
     def __init__(self, variables: list[keras.Variable]) -> None:
         self.trained = [variable.value for variable in variables]
         self.rate = tf.Variable(0.0)
+        # Steps until the rate is whole.
+        self.warm_up = tf.Variable(1.0)
         self.steps = tf.Variable(0.0)
         self.moments = [
             (tf.Variable(tf.zeros(v.shape)), tf.Variable(tf.zeros(v.shape))) for v in self.trained
@@ -207,6 +214,7 @@ class Adam:
 
     def apply(self, gradients: list[tf.Tensor]) -> None:
         step = self.steps.assign_add(1.0)
+        rate = self.rate * tf.minimum(1.0, step / self.warm_up)
         forget = 1 - tf.minimum(AVERAGE_DECAY, (1 + step) / (10 + step))
         for variable, (first, second), average, gradient in zip(
             self.trained, self.moments, self.averages, gradients, strict=True
@@ -217,7 +225,7 @@ class Adam:
                 v=second.handle,
                 beta1_power=tf.pow(self.BETA_1, step),
                 beta2_power=tf.pow(self.BETA_2, step),
-                lr=self.rate,
+                lr=rate,
                 beta1=self.BETA_1,
                 beta2=self.BETA_2,
                 epsilon=self.EPSILON,
@@ -316,6 +324,7 @@ class Trainer:
         self.restore()
         seed = [self.spec.seed, task.configuration]
         program.reset(task.params, seed, self.mean, self.scale)
+        program.optimizer.warm_up.assign(self._warm_up_steps(task) if depth else 1.0)
         meta: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_score": None}
         best: dict[str, np.ndarray] = {}
         if task.parent is not None and task.parent.exists():
@@ -346,6 +355,11 @@ class Trainer:
         for program in self._programs.values():
             for variable, value in zip(program.body, program.start, strict=True):
                 variable.assign(value)
+
+    def _warm_up_steps(self, task: TrialTask) -> float:
+        """At most a quarter of the longest trial, where that has so few steps."""
+        steps = math.ceil(balanced_size(self.spec) / task.batch_size)
+        return float(min(WARM_UP_STEPS, steps * max(1, task.max_epochs // 4)))
 
     def _train_head_first(self, program: Program, task: TrialTask, seed: list[int]) -> None:
         """Train the head alone on the cached features, and give it to ``program``."""
@@ -473,6 +487,16 @@ def balance_rows(
         )
     order = draw.permutation(len(rows))
     return rows[order], weights[order]
+
+
+def balanced_size(spec: StudySpec) -> int:
+    """Rows of one epoch after balancing."""
+    counts = np.bincount(spec.targets[spec.train_rows], minlength=spec.n_classes)
+    return (
+        int(counts.max() * (counts > 0).sum())
+        if spec.balance == "oversample"
+        else int(counts.sum())
+    )
 
 
 _trainers: dict[tuple[str, float], Trainer] = {}

@@ -27,6 +27,8 @@ from typing import Any
 MAX_GROWTH_BYTES = 2 * 2**30
 # By default no more than these, with more threads each: Hyperband's last rungs are narrow.
 MAX_WORKERS = 4
+# More threads than these hardly help with the small layers of a suffix.
+MAX_LEAD_THREADS = 4
 # Memory that has to be free for each, twice what one takes.
 WORKER_BYTES = 3 * 2**30
 
@@ -64,6 +66,8 @@ class Worker:
         self.grown = self.cancelled = False
         mine, theirs = socket.socketpair()
         environment = {
+            # TensorFlow leaves oneDNN off without AVX-512, where it is faster all the same.
+            "TF_ENABLE_ONEDNN_OPTS": "1",
             **os.environ,
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "GRPC_VERBOSITY": "ERROR",
@@ -141,6 +145,7 @@ class WorkerPool(Executor):
         timeout: seconds that one call may take, or None.
         threads: processor threads of each worker; None shares out the machine's.
         framework: whether what they will run needs TensorFlow, which is then loaded first.
+        lead: whether to have, beside them, a worker for a call that runs alone.
     """
 
     # All of them are here, with the driver's files.
@@ -155,6 +160,7 @@ class WorkerPool(Executor):
         timeout: float | None = None,
         threads: int | None = None,
         framework: bool = True,
+        lead: bool = False,
     ) -> None:
         self.log, self.listener, self.timeout = log, listener, timeout
         self.framework = framework
@@ -169,6 +175,10 @@ class WorkerPool(Executor):
         for _ in range(n):
             self._idle.put(self._start())
         self._callers = ThreadPoolExecutor(n)
+        # With threads that were asked for, every trial has those.
+        alone = min(cores, MAX_LEAD_THREADS)
+        wanted = lead and threads is None and self.threads < alone and not has_gpu()
+        self.lead = WorkerPool(1, log, listener, timeout, alone) if wanted else None
 
     def _start(self) -> Worker:
         with self._lock:
@@ -203,6 +213,8 @@ class WorkerPool(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers at once; what they were doing is lost."""
+        if self.lead is not None:
+            self.lead.shutdown(wait, cancel_futures=True)
         with self._lock:
             self._closed = True
             for worker in self._workers:
@@ -238,8 +250,12 @@ def count_workers() -> int:
         room = free * 1024 // WORKER_BYTES
     except (OSError, StopIteration):
         room = 1
-    gpu = Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists()
-    return 1 if gpu else max(1, min(os.cpu_count() or 1, room, MAX_WORKERS))
+    return 1 if has_gpu() else max(1, min(os.cpu_count() or 1, room, MAX_WORKERS))
+
+
+def has_gpu() -> bool:
+    """Whether there is a driver for one, asked without a framework."""
+    return Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists()
 
 
 def call_named(name: str, *args: Any) -> Any:

@@ -267,7 +267,8 @@ def search_models(
 
     measured = time.monotonic() - started - filled
     if config.trial_timeout is None:
-        pool.timeout = hang_seconds(plan.speeds, spec, plan.study.schedule)
+        for runner in filter(None, (pool, pool.lead)):
+            runner.timeout = hang_seconds(plan.speeds, spec, plan.study.schedule)
 
     def show(trials: int, best: Any, done: int, total: int) -> None:
         score = f", best {config.objective} {best.score:.4f}" if best else ""
@@ -280,6 +281,7 @@ def search_models(
         pool,
         journal,
         workers=lambda: pool.size,
+        lead=pool.lead,
         deadline=deadline,
         speeds=plan.speeds,
         expected_work=(plan.expected_seconds - filled) * pool.size,
