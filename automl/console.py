@@ -22,7 +22,9 @@ TERMINAL_PERIOD = 0.1
 LOG_PERIOD = 15.0
 
 # Set before the first import; what the user has set already stays.
-QUIET_ENVIRONMENT = {
+FRAMEWORK_ENVIRONMENT = {
+    # Not quieter but faster: TensorFlow leaves oneDNN off on processors without AVX-512.
+    "TF_ENABLE_ONEDNN_OPTS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GRPC_VERBOSITY": "ERROR",
     "GLOG_minloglevel": "3",
@@ -35,7 +37,7 @@ CHATTY_LOGGERS = ("absl", "alembic", "h5py", "mlflow", "sqlalchemy", "tensorflow
 
 def quiet_frameworks() -> None:
     """Keep TensorFlow, MLflow and their companions from talking; call before their import."""
-    for name, value in QUIET_ENVIRONMENT.items():
+    for name, value in FRAMEWORK_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -452,6 +452,7 @@ def binary_evaluation() -> dict[str, Any]:
                 },
             },
             "temperature": 1.63,
+            "mirror": {"used": True, "log_loss": 0.0968, "log_loss_without": 0.1196},
             "test_evaluations": 1,
             "without_twins": {"images": 389, "metrics": metrics(0.954, 0.988, 0.021)},
             "group_level": {"groups": 187, "metrics": metrics(0.951, 0.987, 0.022)},

@@ -19,6 +19,9 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from automl.data.images import decode_bytes
 from automl.data.pixels import resize_pixels
 from automl.errors import ModelError, UsageError
+from automl.search.model import Head, cut_logits, join, mirror_backbone
+from automl.search.trial import VARIANCE_FLOOR
+from automl.search.weights import load_backbone
 from automl.serving import export, formats
 from automl.serving.engines import list_operations, make_interpreter
 from automl.serving.formats import convert_tflite
@@ -348,3 +351,39 @@ def test_code_inside_a_keras_file_is_not_run(tmp_path):
     keras.Model(pixels, hidden).save(tmp_path / "model.keras")
     with pytest.raises(ModelError, match="Lambda"):
         export.load_keras_model(tmp_path / "model.keras")
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    """A model and the same with mirror images."""
+    backbone = load_backbone(96, 0.35, "none", 3)
+    features = backbone(draw_images(16, 96).astype(np.float32), training=False).numpy()
+    mean, variance = features.mean(axis=0), features.var(axis=0)
+    variance = np.maximum(variance, VARIANCE_FLOOR * variance.mean())
+    kernel = np.random.default_rng(1).normal(0, 0.05, (features.shape[1], 1)).astype(np.float32)
+    head = Head(mean, variance, kernel, np.zeros(1, np.float32))
+    return join(backbone, head, 2), join(mirror_backbone(backbone, 0.35), head, 2)
+
+
+def test_a_mirrored_model_gives_the_mean_of_both_sides(mirrored):
+    plain, both = (cut_logits(model) for model in mirrored)
+    pixels = draw_images(7, 96)
+    sides = predict(plain, pixels), predict(plain, pixels[:, :, ::-1])
+    assert np.abs(sides[0] - sides[1]).max() > 0.01
+    np.testing.assert_allclose(predict(both, pixels), np.mean(sides, axis=0), atol=1e-5)
+
+
+def test_a_mirrored_model_is_equal_in_every_format(mirrored, tmp_path):
+    model = mirrored[1]
+    pixels = draw_images(20, 96)
+    model.save(tmp_path / "model.keras")
+    export.export_saved_model(model, make_info(), tmp_path / "model")
+    assert load(tmp_path).engine.name == "litert"
+    images = TestSet(pixels, predict(model, pixels))
+    names = ["saved_model", "tflite", "onnx"]
+    for result in export.export_model(tmp_path, names, images=images):
+        assert result["parity"]["max_difference"] <= 1e-4
+        assert result["parity"]["agreement"] == 1
+    seen = load(tmp_path).describe(pixels)
+    layer = keras.Model(model.inputs[0], model.get_layer("features").output)
+    np.testing.assert_allclose(seen.features, predict(layer, pixels), rtol=1e-3, atol=1e-4)

@@ -29,14 +29,17 @@ from automl.evaluation.saliency import check_saliency, grad_cam, randomised_copy
 SIZE = 64
 
 
-def make_detector(classes: int = 2) -> keras.Model:
+def make_detector(classes: int = 2, mirror: bool = False) -> keras.Model:
     """A finished model in small: the logit grows with red squares; blue ones speak against it."""
     pixels = keras.Input((SIZE, SIZE, 3), name="pixels")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocess")(pixels)
+    seen = keras.ops.concatenate([pixels, keras.ops.flip(pixels, 2)]) if mirror else pixels
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocess")(seen)
     values = keras.layers.AveragePooling2D(8, name="pool")(scaled)
     values = keras.layers.Conv2D(3, 1, name="Conv_1")(values)
     feature_map = keras.layers.ReLU(max_value=6.0, name="out_relu")(values)
     features = keras.layers.GlobalAveragePooling2D(name="features")(feature_map)
+    if mirror:
+        features = keras.ops.mean(keras.ops.reshape(features, (2, -1, 3)), axis=0)
     standardise = keras.layers.Normalization(name="standardise")
     standardise.build((None, 3))
     values = keras.layers.Dropout(0.2, name="dropout")(standardise(features))
@@ -276,3 +279,9 @@ def test_the_heat_falls_on_a_planted_lesion_and_without_what_was_learned_it_does
     random_hits, random_chance, random_distance = copies.mean(axis=0)
     assert random_hits < 0.5 * hits and random_hits < random_chance + 0.1
     assert random_distance > 0.85
+
+
+def test_a_mirrored_model_has_the_heat_of_both_sides():
+    images, _ = draw_squares(6)
+    alone, both = grad_cam(make_detector(), images), grad_cam(make_detector(mirror=True), images)
+    assert both == pytest.approx(alone, abs=1e-4)

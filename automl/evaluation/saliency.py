@@ -58,7 +58,10 @@ def grad_cam(
                 score = tf.gather(logits, chosen, batch_dims=1)
         gradient = tape.gradient(score, features)
         weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
-        heat = tf.nn.relu(tf.reduce_sum(weights * (features - offset), axis=-1))
+        heat = tf.reduce_sum(weights * (features - offset), axis=-1)
+        if len(heat) > len(batch):  # a mirrored network: the second half is of mirror images
+            heat = heat[: len(batch)] + heat[len(batch) :, :, ::-1]
+        heat = tf.nn.relu(heat)
         heat = tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True))
         resized = tf.image.resize(heat[..., None], pixels.shape[1:3], method="bilinear")
         maps.append(resized[..., 0].numpy())

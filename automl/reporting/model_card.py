@@ -81,6 +81,7 @@ def make_model_card(report: dict[str, Any]) -> str:
         f"- parameters: {large(search['best']['parameters'])}; multiply-adds: "
         f"{large(search['best']['macs'])}",
         f"- threshold: {number(test['threshold'])}, temperature: {number(test['temperature'])}",
+        f"- looks at mirror images, too: {'yes' if (test['mirror'] or {}).get('used') else 'no'}",
         *(
             f"- {escape(words(name))}: {escape(brief(value))}"
             for name, value in search["best"]["params"].items()

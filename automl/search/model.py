@@ -8,6 +8,9 @@ is a constant of the image. That is what the activation cache stores.
 
     pixels 0–255 → rescale to [-1, 1] → stem, blocks 0–16, Conv_1 → features (average)
       → standardise → [hidden → dropout] → logits → temperature → probabilities
+
+A mirrored network looks at each image and at its mirror image, and goes on with the mean of
+their features.
 """
 
 from dataclasses import dataclass
@@ -37,14 +40,18 @@ class Head:
     dropout: float = 0.0
 
 
-def build_backbone(image_size: int, width: float, weights: str | None = None) -> keras.Model:
+def build_backbone(
+    image_size: int, width: float, weights: str | None = None, mirror: bool = False
+) -> keras.Model:
     """MobileNetV2 from "pixels" float32 (n, size, size, 3), 0–255, to "features" (n, C).
 
     All layers are flat and frozen; ``weights`` is None or "imagenet" (see
-    ``automl.search.weights``, which turns Keras' failures into advice).
+    ``automl.search.weights``, which turns Keras' failures into advice). With ``mirror`` the
+    layers between see n images and then their n mirror images.
     """
     pixels = keras.Input((image_size, image_size, 3), name="pixels")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(pixels)
+    seen = keras.ops.concatenate([pixels, keras.ops.flip(pixels, 2)]) if mirror else pixels
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1, name="rescale")(seen)
     network = keras.applications.MobileNetV2(
         input_tensor=scaled,
         input_shape=(image_size, image_size, 3),
@@ -52,7 +59,12 @@ def build_backbone(image_size: int, width: float, weights: str | None = None) ->
         include_top=False,
         weights=weights,
     )
-    features = keras.layers.GlobalAveragePooling2D(name="features")(network.output)
+    if mirror:
+        both = keras.layers.GlobalAveragePooling2D(name="both_features")(network.output)
+        pairs = keras.ops.reshape(both, (2, -1, both.shape[-1]))
+        features = keras.layers.Identity(name="features")(keras.ops.mean(pairs, axis=0))
+    else:
+        features = keras.layers.GlobalAveragePooling2D(name="features")(network.output)
     backbone = keras.Model(pixels, features, name="backbone")
     backbone.trainable = False
     return backbone
@@ -163,6 +175,13 @@ def join(
     return model
 
 
+def mirror_backbone(backbone: keras.Model, width: float) -> keras.Model:
+    """The mirrored network with a copy of the weights of ``backbone``."""
+    mirrored = build_backbone(backbone.input.shape[1], width, mirror=True)
+    mirrored.set_weights(backbone.get_weights())
+    return mirrored
+
+
 def cut_logits(model: keras.Model) -> keras.Model:
     """A joined model up to its logits, before temperature; shares the layers."""
-    return keras.Model(model.inputs, model.get_layer("logits").output)
+    return keras.Model(model.inputs[0], model.get_layer("logits").output)

@@ -23,7 +23,14 @@ import tensorflow as tf
 
 from automl.search.activations import Activations
 from automl.search.checkpoint import read_checkpoint, write_checkpoint
-from automl.search.model import Head, cut_layer, join, output_units, trained_variables
+from automl.search.model import (
+    Head,
+    cut_layer,
+    join,
+    mirror_backbone,
+    output_units,
+    trained_variables,
+)
 from automl.search.objective import better, score_outputs
 from automl.search.space import HEAD_UNITS, step_size
 from automl.search.spec import StudySpec, TrialError, TrialResult, TrialTask
@@ -431,11 +438,12 @@ class Trainer:
         checkpoint: Path,
         temperature: float = 1.0,
         bias_shift: np.ndarray | float = 0.0,
+        mirror: bool = False,
     ) -> keras.Model:
         """The whole model with the best weights of ``checkpoint``.
 
         ``bias_shift`` (outputs,) is added to the logits, before they are divided by
-        ``temperature``.
+        ``temperature``; for ``mirror`` see ``build_backbone``.
         """
         self.prepare(training=False)
         self.restore()
@@ -445,7 +453,8 @@ class Trainer:
         program.load(best)
         head = head_of(program, params, self.variance)
         head = replace(head, bias=(head.bias + bias_shift).astype(np.float32))
-        return join(self.backbone, head, self.spec.n_classes, temperature)
+        backbone = mirror_backbone(self.backbone, self.width) if mirror else self.backbone
+        return join(backbone, head, self.spec.n_classes, temperature)
 
 
 def head_of(program: Program, params: dict[str, Any], variance: np.ndarray) -> Head:

@@ -23,6 +23,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from automl.console import FRAMEWORK_ENVIRONMENT
+
 # A worker is replaced when it has grown by so much over its size after the first task.
 MAX_GROWTH_BYTES = 2 * 2**30
 # By default no more than these, with more threads each: Hyperband's last rungs are narrow.
@@ -66,8 +68,7 @@ class Worker:
         self.grown = self.cancelled = False
         mine, theirs = socket.socketpair()
         environment = {
-            # TensorFlow leaves oneDNN off without AVX-512, where it is faster all the same.
-            "TF_ENABLE_ONEDNN_OPTS": "1",
+            **FRAMEWORK_ENVIRONMENT,
             **os.environ,
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "GRPC_VERBOSITY": "ERROR",

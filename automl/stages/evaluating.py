@@ -17,7 +17,7 @@ from automl.evaluation.calibration import (
     prior_shift,
 )
 from automl.evaluation.evaluate import evaluate_model
-from automl.evaluation.metrics import predict_classes
+from automl.evaluation.metrics import image_losses, predict_classes
 from automl.evaluation.robustness import evaluate_robustness
 from automl.evaluation.saliency import check_saliency
 from automl.evaluation.thresholds import choose_threshold
@@ -39,11 +39,16 @@ SALIENCY_IMAGES = 48
 
 @dataclass(frozen=True)
 class Winner:
-    """The finished model with its answers: probabilities (n, k), ``features`` of every image."""
+    """The finished model with its answers: probabilities (n, k), ``features`` of every image.
+
+    ``mirror``: whether the model also looks at the mirror image ("used"), and the log loss on
+    validation with ("log_loss") and without it ("log_loss_without").
+    """
 
     model: Any
     temperature: float
     threshold: float | None
+    mirror: dict[str, Any]
     val: np.ndarray
     test_before: np.ndarray
     test: np.ndarray
@@ -69,44 +74,60 @@ def finish_model(
     """The best trial as one whole model, calibrated on validation.
 
     The logits are first moved back from the balanced classes to the training data's own,
-    then divided by a temperature; both are part of the model.
+    then divided by a temperature; both are part of the model. So is the mean over an image and
+    its mirror image, if the log loss on validation is lower with it.
     """
     trainer = Trainer(spec, float(study.best.params["width"]))
-    assert scan.pixels is not None
-    rows = {name: split.rows(name) for name in ("val", "test")}
     targets = scan.dataset.targets
     counts = np.bincount(targets[spec.train_rows], minlength=spec.n_classes)
     balanced = np.full_like(counts, counts.max()) if spec.balance != "none" else counts
     shift = prior_shift(counts, balanced)
     head_shift = np.array([shift[1] - shift[0]]) if spec.n_classes == 2 else shift
-    model = trainer.best_model(study.best.params, study.checkpoint, bias_shift=head_shift)
-    logits = tensorflow_engine(cut_logits(model))
-    answers = {}
-    for done, (name, part) in enumerate(rows.items()):
-        console.progress("predicting", done, len(rows))
-        blocks = [
-            logits(np.asarray(scan.pixels[part[i : i + 32]], np.float32))[0]
-            for i in range(0, len(part), 32)
-        ]
-        answers[name] = np.concatenate(blocks)
-    console.progress("predicting", len(rows), len(rows))
-    temperature = fit_temperature(answers["val"], targets[rows["val"]])
-    final = trainer.best_model(study.best.params, study.checkpoint, temperature, head_shift)
-    val = apply_calibration(answers["val"], temperature)
-    threshold = None
-    if spec.n_classes == 2:
-        threshold = choose_threshold(targets[rows["val"]] == 1, val[:, 1])
-    unshifted = answers["test"] - head_shift
-    features = trainer.activations.read(0, 0, np.arange(len(targets)))
+    val, test = split.rows("val"), split.rows("test")
+    steps = iter(range(4))
+
+    def ask(mirror: bool, rows: np.ndarray) -> np.ndarray:
+        console.progress("predicting", next(steps), 3)
+        model = trainer.best_model(
+            study.best.params, study.checkpoint, bias_shift=head_shift, mirror=mirror
+        )
+        return predict_logits(model, scan, rows)
+
+    candidates = {mirror: ask(mirror, val) for mirror in (False, True)}
+    temperatures = {m: fit_temperature(logits, targets[val]) for m, logits in candidates.items()}
+    losses = {
+        m: mean_log_loss(targets[val], apply_calibration(logits, temperatures[m]))
+        for m, logits in candidates.items()
+    }
+    mirror = losses[True] < losses[False]
+    temperature = temperatures[mirror]
+    logits = ask(mirror, test)
+    console.progress("predicting", next(steps), 3)
+    p_val = apply_calibration(candidates[mirror], temperature)
     return Winner(
-        model=final,
+        model=trainer.best_model(
+            study.best.params, study.checkpoint, temperature, head_shift, mirror
+        ),
         temperature=temperature,
-        threshold=threshold,
-        val=val,
-        test_before=probabilities_of(unshifted),
-        test=apply_calibration(answers["test"], temperature),
-        features=features,
+        threshold=choose_threshold(targets[val] == 1, p_val[:, 1]) if spec.n_classes == 2 else None,
+        mirror={"used": mirror, "log_loss": losses[mirror], "log_loss_without": losses[False]},
+        val=p_val,
+        test_before=probabilities_of(logits - head_shift),
+        test=apply_calibration(logits, temperature),
+        features=trainer.activations.read(0, 0, np.arange(len(targets))),
     )
+
+
+def mean_log_loss(y_true: np.ndarray, probabilities: np.ndarray) -> float:
+    return float(image_losses(y_true, probabilities)["log_loss"].mean())
+
+
+def predict_logits(model: Any, scan: Scan, rows: np.ndarray) -> np.ndarray:
+    """float32 (len(rows), 1 or k) of some images, before the temperature."""
+    assert scan.pixels is not None
+    run = tensorflow_engine(cut_logits(model))
+    blocks = np.array_split(rows, -(-len(rows) // 32))
+    return np.concatenate([run(np.asarray(scan.pixels[b], np.float32))[0] for b in blocks])
 
 
 def evaluate_winner(
@@ -154,6 +175,7 @@ def evaluate_winner(
         seed=config.seed,
         progress=console.progress,
     )
+    parts["evaluation"]["test"]["mirror"] = winner.mirror
     journal.append(
         "evaluated", on="test", images=len(test), metrics=parts["evaluation"]["test"]["metrics"]
     )

@@ -46,7 +46,12 @@ def export_winner(
         temperature=winner.temperature,
         image_size=config.image_size,
         headline={name: metrics[name] for name in ("roc_auc", "balanced_accuracy", "accuracy")},
-        detail={"data": scan.digest, "split": split.digest, "weights": config.weights_used},
+        detail={
+            "data": scan.digest,
+            "split": split.digest,
+            "weights": config.weights_used,
+            "mirror": winner.mirror["used"],
+        },
     )
     export_saved_model(winner.model, info, folder / "model")
     console.progress("exporting the model", 1, steps)
