@@ -118,7 +118,10 @@ class SearchConfig:
         high=256,
     )
     threads: int | None = setting(
-        None, "processor threads of each worker; default its share of them", low=1, high=1024
+        None,
+        "processor threads of each trial; default a worker's share, for the first trial all",
+        low=1,
+        high=1024,
     )
     scheduler: str | None = setting(
         None, "Dask scheduler whose workers run the trials, or its file", metavar="ADDRESS|FILE"
