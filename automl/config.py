@@ -119,7 +119,7 @@ class SearchConfig:
     )
     threads: int | None = setting(
         None,
-        "processor threads of each trial; default a worker's share, for the first trial all",
+        "processor threads of each trial; default a worker's share, for the second trial all",
         low=1,
         high=1024,
     )

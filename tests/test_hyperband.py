@@ -170,7 +170,7 @@ def test_seed_zero_is_a_seed():
 
 def test_a_promotion_continues_its_parent():
     oracle = make_oracle(3)
-    for number in range(4):  # the lead, and three of the first bracket
+    for number in range(4):  # three of the first bracket, and the lead
         trial = oracle.create_trial("tuner0")
         oracle.update_trial(trial.trial_id, {"score": float(number)}, step=1)
         trial.status = "COMPLETED"
@@ -203,9 +203,11 @@ def test_checkpoints_are_needed_until_no_promotion_can_ask_for_them():
 
 
 @pytest.mark.parametrize("values", [None, 4])
-def test_the_first_trial_is_the_defaults_trained_to_the_end(values):
+def test_the_second_trial_is_the_defaults_trained_to_the_end(values):
     oracle = make_oracle(values=values)
-    trial = oracle.create_trial("tuner")
+    first = oracle.create_trial("tuner").hyperparameters.values
+    assert first["depth"] == 0 and first["tuner/epochs"] == 1, "a quick one"
+    trial = oracle.create_trial("another tuner")
     assert trial.trial_id == f"{oracle.lead:04d}-0"
     asked = trial.hyperparameters.values
     assert asked["tuner/epochs"] == 27 and asked["tuner/initial_epoch"] == 0

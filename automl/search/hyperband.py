@@ -8,8 +8,9 @@ end. Two things follow. Several workers find what one worker finds. And a search
 by asking again from the start and answering from the journal what is known already: there
 is no state to save.
 
-The first trial is the defaults, trained to the end: it stands in the bracket that has no
-earlier rung. So there is a good model early, whatever the search finds after it.
+The second trial is the defaults, trained to the end: it stands in the bracket that has no
+earlier rung. So there is a model within seconds and a good one early, whatever the search
+finds after them.
 """
 
 import math
@@ -313,11 +314,11 @@ class HyperbandOracle(keras_tuner.Oracle):
 
     @property
     def lead(self) -> int:
-        """The configuration that has the defaults and is asked for first."""
+        """The configuration that has the defaults and is asked for second."""
         return self._first[-2]
 
     def _next_place(self) -> tuple[int, int, int] | None:
-        if not self._place:
+        if len(self._place) == 1 and len(self.brackets) > 1:
             last = len(self.brackets) - 1
             self._fill(last)
             return last, 0, self.brackets[last].waiting.pop(0)

@@ -121,7 +121,7 @@ def run_study(
     Args:
         executor: runs ``run_trial``; a ``WorkerPool``, ``InProcess`` or a cluster's.
         workers: trials at the same time, or a function that says how many just now.
-        lead: runs the first trial, which has the machine to itself, and is then shut down.
+        lead: runs the oracle's lead, beside which nothing is started, and is then shut down.
         speeds, expected_work, show: for the progress line only; see ``Progress``.
         started: when this session's search began (``time.monotonic``), cache included.
 

@@ -146,7 +146,7 @@ class WorkerPool(Executor):
         timeout: seconds that one call may take, or None.
         threads: processor threads of each worker; None shares out the machine's.
         framework: whether what they will run needs TensorFlow, which is then loaded first.
-        lead: whether to have, beside them, a worker for a call that runs alone.
+        lead: whether to have, beside them, a worker with all threads for what runs alone.
     """
 
     # All of them are here, with the driver's files.

@@ -45,8 +45,8 @@ RESERVE_SECONDS = 45.0
 # On a machine that loads TensorFlow in so many seconds, with room to spare: what is the same for
 # every data set (starting processes, conversions, proofs), and an image at width 1.0, 160 px.
 LOADING_SECONDS = 3.5
-FINISHING_SECONDS = 50.0
-FINISHING_IMAGE_SECONDS = 0.016
+FINISHING_SECONDS = 40.0
+FINISHING_IMAGE_SECONDS = 0.018
 PASSES = ("train", "predict")
 
 
