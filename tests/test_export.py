@@ -317,11 +317,13 @@ def test_a_format_with_other_answers_is_not_kept(run, model, tmp_path):
     ],
 )
 def test_what_a_proof_must_show(name, largest, agreement, kept):
-    parity = Parity("", "pixels", 100, largest, largest, agreement)
+    change = {"value": -0.02, "low": -0.03, "high": -0.01} if name == "tflite_int8" else None
+    parity = Parity("", "pixels", 100, largest, largest, agreement, change)
     if kept:
         export.refuse_different(name, parity)
     else:
-        with pytest.raises(ModelError, match="100 test images"):
+        text = "100 test images" + (r".*changes by -0\.0200 \(-0\.0300" if change else "")
+        with pytest.raises(ModelError, match=text):
             export.refuse_different(name, parity)
 
 

@@ -267,11 +267,16 @@ def refuse_different(name: str, parity: Parity) -> None:
     limit = f"at least {LEAST_AGREEMENT:.0%} of the labels"
     if name not in ROUNDED:
         limit = f"all labels, and differences up to {TOLERANCE:g}"
+    change = ""
+    if parity.auc_change is not None:
+        change = ", and ROC AUC changes by {value:+.4f} ({low:+.4f} to {high:+.4f})".format(
+            **parity.auc_change
+        )
     raise ModelError(
         f"{name} gives other answers than the evaluated model, and was not kept: on "
-        f"{parity.images:,} test images {parity.agreement:.1%} of the labels agree and "
-        f"probabilities differ by up to {parity.max_difference:.1e}. Expected {limit}. Use the "
-        "format tflite or onnx, whose numbers are not rounded."
+        f"{parity.images:,} test images {parity.agreement:.1%} of the labels agree, "
+        f"probabilities differ by up to {parity.max_difference:.1e}{change}. Expected {limit}. "
+        "Use the format tflite or onnx, whose numbers are not rounded."
     )
 
 
