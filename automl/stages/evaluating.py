@@ -110,7 +110,7 @@ def finish_model(
         ),
         temperature=temperature,
         threshold=choose_threshold(targets[val] == 1, p_val[:, 1]) if spec.n_classes == 2 else None,
-        mirror={"used": mirror, "log_loss": losses[mirror], "log_loss_without": losses[False]},
+        mirror={"used": mirror, "log_loss": losses[True], "log_loss_without": losses[False]},
         val=p_val,
         test_before=probabilities_of(logits - head_shift),
         test=apply_calibration(logits, temperature),
