@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 100 * 1024 * 1024
@@ -245,9 +245,9 @@ def read_rgb(image: Image.Image) -> np.ndarray:
     """The pixels of an RGB image; a view as of ``spread_grey`` where the channels are equal."""
     few = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST))
     if (few == few[:, :, :1]).all():
-        first, *others = (band.tobytes() for band in image.split())
-        if others == [first, first]:
-            return spread_grey(np.frombuffer(first, np.uint8).reshape(image.height, image.width))
+        first, *others = image.split()
+        if all(ImageChops.difference(first, band).getbbox() is None for band in others):
+            return spread_grey(np.asarray(first))
     return np.asarray(image)
 
 
