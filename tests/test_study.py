@@ -254,3 +254,21 @@ def test_the_lead_has_its_own_executor_and_runs_alone(tmp_path):
     with Journal(rest) as journal:
         run_study(make_study(tmp_path), others, journal, workers=4, lead=again)
     assert again.ended and not again.ran, "a lead that is known is not run again"
+
+
+def test_a_long_trial_counts_while_it_runs(tmp_path, monkeypatch):
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        plan = make_study(tmp_path, 3)
+        trial = run_study(plan, Pretend(), journal).trials[-1]
+    shown = []
+    speeds = {0.35: Speeds(dict.fromkeys((0, 2, 4), 1.0), dict.fromkeys((0, 2, 4), 0.0))}
+    progress = Progress(
+        plan, speeds, 100.0, lambda trials, best, done, total: shown.append(done / total)
+    )
+    clock = iter([0.0, 2.0, 3.0, 1000.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    progress.trial_started(trial, pace=2.0)
+    for _ in range(3):
+        progress.update()
+    work = progress.work_of(trial)
+    assert shown == pytest.approx([0.04, 0.06, 0.95 * work / 100], abs=1e-3)

@@ -30,6 +30,8 @@ from automl.tracking.journal import Journal
 MAX_FAILURES_IN_A_ROW = 3
 # How often a trial is tried again whose worker was killed: it is rarely the trial's fault.
 CRASH_RETRIES = 2
+# A trial that takes longer than was expected is shown as nearly done.
+NEARLY = 0.95
 # How often the number of workers is looked at while trials run.
 LOOK_SECONDS = 1.0
 
@@ -70,8 +72,9 @@ class Progress:
     ) -> None:
         self.plan, self.speeds, self.total, self.show = plan, speeds, total, show
         self.done = 0.0
-        # By trial, and kept: a thousand workers would ask for a thousand at every answer.
-        self.underway: dict[str, float] = {}
+        # By trial its work, when it began and its pace; kept, since a thousand workers would ask
+        # for a thousand at every answer.
+        self.underway: dict[str, tuple[float, float, float]] = {}
         self.trials = 0
         self.best: Trial | None = None
 
@@ -87,8 +90,9 @@ class Progress:
             fresh=trial.initial_epoch == 0,
         )
 
-    def trial_started(self, trial: Trial) -> None:
-        self.underway[trial.trial] = self.work_of(trial)
+    def trial_started(self, trial: Trial, pace: float = 1.0) -> None:
+        """``pace`` is the work that it does in a second: that of one worker, or of all."""
+        self.underway[trial.trial] = (self.work_of(trial), time.monotonic(), pace)
 
     def trial_ended(self, trial: Trial) -> None:
         self.trials += 1
@@ -97,9 +101,13 @@ class Progress:
 
     def update(self, finished: bool = False) -> None:
         # Dearer configurations than were expected may have been promoted.
-        self.total = max(self.total, self.done + sum(self.underway.values()))
+        now = time.monotonic()
+        underway = self.underway.values()
+        self.total = max(self.total, self.done + sum(work for work, _, _ in underway))
+        # A long trial is on its way: without its part the time left would grow while it runs.
+        part = sum(min(NEARLY * work, pace * (now - began)) for work, began, pace in underway)
         total = max(1, round(1000 * self.total))
-        done = total if finished else min(total - 1, round(1000 * self.done))
+        done = total if finished else min(total - 1, round(1000 * (self.done + part)))
         self.show(self.trials, self.best, done, total)
 
 
@@ -144,6 +152,9 @@ def run_study(
     def elapsed() -> float:
         return round(offset + time.monotonic() - started, 3)
 
+    def count_workers() -> int:
+        return workers() if callable(workers) else workers
+
     def is_alone(trial: Trial) -> bool:
         return lead is not None and trial.round == 0 and trial.configuration == oracle.lead
 
@@ -151,13 +162,13 @@ def run_study(
         """Trials that may be started now."""
         if any(is_alone(attempt.trial) for attempt in running.values()):
             return 0
-        return (workers() if callable(workers) else workers) - len(running)
+        return count_workers() - len(running)
 
     def run(attempt: Attempt) -> None:
-        runner = lead if lead is not None and is_alone(attempt.trial) else executor
-        future = start(plan, runner, journal, attempt)
+        alone = is_alone(attempt.trial)
+        future = start(plan, lead if lead and alone else executor, journal, attempt)
         running[future] = attempt
-        progress.trial_started(attempt.trial)
+        progress.trial_started(attempt.trial, count_workers() if alone else 1.0)
         future.add_done_callback(answered.put)
 
     def finish(trial: Trial) -> None:
