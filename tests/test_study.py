@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from automl.errors import SearchError, StorageError
+from automl.records import Trial
 from automl.search.hyperband import make_schedule
 from automl.search.plan import candidate_schedules, describe_schedule
 from automl.search.space import describe_space
@@ -194,14 +195,19 @@ def test_budget_schedules_grow_and_each_trains_something_to_its_end():
     assert all(schedule[0][-1][0] >= 1 for schedule in schedules)
 
 
-def test_progress_is_never_at_its_end_while_a_trial_runs(tmp_path):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        plan = make_study(tmp_path, 3)
+def make_progress(folder: Path, total: float, show) -> tuple[Progress, Trial]:
+    """A progress line, and the last trial of a study that has ended."""
+    with Journal(folder / "journal.jsonl") as journal:
+        plan = make_study(folder, 3)
         trial = run_study(plan, Pretend(), journal).trials[-1]
-    shown = []
     speeds = {0.35: Speeds(dict.fromkeys((0, 2, 4), 1.0), dict.fromkeys((0, 2, 4), 0.0))}
-    progress = Progress(
-        plan, speeds, 10.0, lambda trials, best, done, total: shown.append((done, total))
+    return Progress(plan, speeds, total, show), trial
+
+
+def test_progress_is_never_at_its_end_while_a_trial_runs(tmp_path):
+    shown = []
+    progress, trial = make_progress(
+        tmp_path, 10.0, lambda trials, best, done, total: shown.append((done, total))
     )
     work = progress.work_of(trial)
     assert work > 10, "dearer than the whole schedule was expected to be"
@@ -257,13 +263,9 @@ def test_the_lead_has_its_own_executor_and_runs_alone(tmp_path):
 
 
 def test_a_long_trial_counts_while_it_runs(tmp_path, monkeypatch):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        plan = make_study(tmp_path, 3)
-        trial = run_study(plan, Pretend(), journal).trials[-1]
     shown = []
-    speeds = {0.35: Speeds(dict.fromkeys((0, 2, 4), 1.0), dict.fromkeys((0, 2, 4), 0.0))}
-    progress = Progress(
-        plan, speeds, 100.0, lambda trials, best, done, total: shown.append(done / total)
+    progress, trial = make_progress(
+        tmp_path, 100.0, lambda trials, best, done, total: shown.append(done / total)
     )
     clock = iter([0.0, 2.0, 3.0, 1000.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
