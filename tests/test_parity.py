@@ -1,6 +1,7 @@
 """An export's proof runs in another process and notices what differs."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -86,8 +87,6 @@ def test_a_model_that_does_not_run_is_an_error_with_its_reason(run, case, tmp_pa
 
 def test_the_process_that_runs_it_has_neither_automl_nor_tensorflow(run, case, tmp_path):
     pytest.importorskip("ai_edge_litert")
-    import subprocess
-
     from automl.serving.parity import RUNNER
 
     np.save(tmp_path / "pixels.npy", case.pixels[:2])
@@ -117,3 +116,19 @@ def test_a_process_that_is_killed_is_begun_again_twice(kills, tmp_path, monkeypa
             parity.run_elsewhere("tflite", tmp_path, np.zeros(2))
     else:
         assert parity.run_elsewhere("tflite", tmp_path, np.zeros(2)).tolist() == [1, 1]
+
+
+def test_the_runner_takes_tensorflows_interpreter_where_there_is_no_other(run, case, tmp_path):
+    from automl.serving.manifest import FAST_FILE
+    from automl.serving.parity import RUNNER
+
+    np.save(tmp_path / "pixels.npy", case.pixels[:2])
+    code = (
+        "import runpy, sys; sys.modules['ai_edge_litert'] = None; "
+        f"runner = runpy.run_path({str(RUNNER)!r}); "
+        f"runner['run_arrays']('tflite', {str(run / 'model' / FAST_FILE)!r}, "
+        f"{str(tmp_path / 'pixels.npy')!r}, {str(tmp_path / 'answer.npz')!r})"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+    found = np.load(tmp_path / "answer.npz")["probabilities"]
+    np.testing.assert_allclose(found, case.expected[:2], atol=1e-4)

@@ -42,7 +42,10 @@ def run_tflite(path: str, inputs: np.ndarray) -> np.ndarray:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        from tensorflow.lite import Interpreter
+        # An attribute that TensorFlow makes on demand: importing it by its name fails.
+        import tensorflow as tf
+
+        Interpreter = tf.lite.Interpreter
     interpreter = Interpreter(model_path=path, num_threads=1)
     classify = interpreter.get_signature_runner("serving_default")
     return np.concatenate(
