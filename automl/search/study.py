@@ -100,9 +100,9 @@ class Progress:
         self.underway.pop(trial.trial, None)
 
     def update(self, finished: bool = False) -> None:
-        # Dearer configurations than were expected may have been promoted.
         now = time.monotonic()
         underway = self.underway.values()
+        # Dearer configurations than were expected may have been promoted.
         self.total = max(self.total, self.done + sum(work for work, _, _ in underway))
         # A long trial is on its way: without its part the time left would grow while it runs.
         part = sum(min(NEARLY * work, pace * (now - began)) for work, began, pace in underway)
@@ -160,7 +160,8 @@ def run_study(
 
     def room() -> int:
         """Trials that may be started now."""
-        if any(is_alone(attempt.trial) for attempt in running.values()):
+        # A cluster has no lead, and a thousand trials that nobody need look through.
+        if lead is not None and any(is_alone(attempt.trial) for attempt in running.values()):
             return 0
         return count_workers() - len(running)
 
