@@ -137,7 +137,7 @@ class Worker:
 
 
 class WorkerPool(Executor):
-    """Worker processes behind ``submit``; started at once, replaced when they die.
+    """Worker processes behind ``submit``; replaced when they die.
 
     Args:
         n: how many; None for what this machine can feed, see ``count_workers``.
@@ -147,6 +147,7 @@ class WorkerPool(Executor):
         threads: processor threads of each worker; None shares out the machine's.
         framework: whether what they will run needs TensorFlow, which is then loaded first.
         lead: whether to have, beside them, a worker with all threads for what runs alone.
+        at_once: whether to start them now, or each with its first call.
     """
 
     # All of them are here, with the driver's files.
@@ -162,6 +163,7 @@ class WorkerPool(Executor):
         threads: int | None = None,
         framework: bool = True,
         lead: bool = False,
+        at_once: bool = True,
     ) -> None:
         self.log, self.listener, self.timeout = log, listener, timeout
         self.framework = framework
@@ -169,17 +171,18 @@ class WorkerPool(Executor):
         # Results depend on a worker's threads, so they must not depend on the free memory.
         self.threads = threads or max(1, cores // (n or min(cores, MAX_WORKERS)))
         self.size = n = n or count_workers()
-        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        self._idle: SimpleQueue[Worker | None] = SimpleQueue()
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
         for _ in range(n):
-            self._idle.put(self._start())
+            self._idle.put(self._start() if at_once else None)
         self._callers = ThreadPoolExecutor(n)
         # With threads that were asked for, every trial has those.
         alone = min(cores, MAX_LEAD_THREADS)
         wanted = lead and threads is None and self.threads < alone and not has_gpu()
-        self.lead = WorkerPool(1, log, listener, timeout, alone) if wanted else None
+        # It would hold up the start of the others, who have the first trial.
+        self.lead = WorkerPool(1, log, listener, timeout, alone, at_once=False) if wanted else None
 
     def _start(self) -> Worker:
         with self._lock:
@@ -200,12 +203,12 @@ class WorkerPool(Executor):
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         worker = self._idle.get()
         try:
-            if not worker.alive:
-                self._workers.discard(worker)
+            if worker is None or not worker.alive:
+                self._workers.discard(worker)  # type: ignore[arg-type]
                 worker = self._start()
             return worker.call(function, *args, timeout=self.timeout)
         finally:
-            if worker.grown and worker.alive:
+            if worker is not None and worker.grown and worker.alive:
                 worker.kill()
             self._idle.put(worker)
 
