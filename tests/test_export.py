@@ -28,6 +28,7 @@ from automl.serving.formats import convert_tflite
 from automl.serving.manifest import hash_file, read_info
 from automl.serving.parity import Parity, TestSet
 from automl.serving.predictor import load
+from automl.stages.evaluating import is_not_worse
 
 # Keras 3.15 with NumPy 2.4: a warning of theirs about theirs.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation")]
@@ -389,3 +390,13 @@ def test_a_mirrored_model_is_equal_in_every_format(mirrored, tmp_path):
     seen = load(tmp_path).describe(pixels)
     layer = keras.Model(model.inputs[0], model.get_layer("features").output)
     np.testing.assert_allclose(seen.features, predict(layer, pixels), rtol=1e-3, atol=1e-4)
+
+
+def test_validation_refuses_mirror_images_only_if_they_are_clearly_worse():
+    without = np.random.default_rng(0).exponential(0.1, 400)
+    noise = np.random.default_rng(1).normal(0, 0.1, 400)
+    noise -= noise.mean()
+    error = noise.std(ddof=1) / np.sqrt(400)
+    assert is_not_worse(without + noise + 0.9 * error, without)
+    assert not is_not_worse(without + noise + 1.1 * error, without)
+    assert is_not_worse(without, without)
