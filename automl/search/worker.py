@@ -70,8 +70,6 @@ class Worker:
         environment = {
             **FRAMEWORK_ENVIRONMENT,
             **os.environ,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "GRPC_VERBOSITY": "ERROR",
             "OMP_NUM_THREADS": str(threads),
         }
         root = str(Path(__file__).parents[2])
