@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 import zipfile
 from pathlib import Path
 
@@ -22,6 +24,11 @@ from automl.pipeline import load_run
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+# Who imports one of these learns that it is not there.
+OPTIONAL = [
+    "ai_edge_litert", "dask", "distributed", "kagglehub", "onnx", "onnxruntime", "pydicom",
+    "tensorboard", "tf2onnx",
+]  # fmt: skip
 QUICK = [
     "--preset", "smoke", "--weights", "none", "--image-size", "64", "--max-epochs", "9",
     "--no-tracking", "--quiet",
@@ -39,8 +46,8 @@ def write_scans(root: Path, classes: tuple[str, ...] = ("healthy", "tumour"), pe
     return root
 
 
-def run(arguments, cwd, **options):
-    command = [sys.executable, str(ROOT / "run_search.py"), *map(str, arguments)]
+def run(arguments, cwd, python=sys.executable, **options):
+    command = [python, str(ROOT / "run_search.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")}
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options
@@ -55,8 +62,27 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(work):
-    result = run(["--data", "scans", "--name", "first", *QUICK], work)
+def plain_python(tmp_path_factory):
+    """A Python without the optional libraries, as `make search` installs it."""
+    folder = tmp_path_factory.mktemp("plain")
+    venv.create(folder, symlinks=True)
+    paths = {"base": str(folder), "platbase": str(folder)}
+    # A .pth file is read even by a Python that is told to ignore its environment.
+    lines = [
+        sysconfig.get_path("purelib"),
+        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL}))",
+    ]
+    Path(sysconfig.get_path("purelib", vars=paths), "plain.pth").write_text("\n".join(lines))
+    python = folder / "bin" / "python"
+    command = [python, "-I", "-c", "import numpy, tf2onnx"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    assert "No module named 'tf2onnx'" in asked.stderr or "import of tf2onnx" in asked.stderr
+    return python
+
+
+@pytest.fixture(scope="module")
+def finished(work, plain_python):
+    result = run(["--data", "scans", "--name", "first", *QUICK], work, plain_python)
     assert result.returncode == 0, result.stderr
     return work / "reports" / "first"
 
