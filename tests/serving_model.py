@@ -107,14 +107,12 @@ def prepare_run(base: Path) -> Path:
 
 def add_training_guards(folder: Path) -> None:
     """Guards of 200 drawn images."""
-    from automl.data.pixels import make_thumbnail
-
     images = draw_images(200, 96, seed=1)
     seen = load(folder).describe(images)
     guards = fit_guards(
         seen.features,
         seen.statistics,
-        np.stack([make_thumbnail(image) for image in images]),
+        seen.thumbnails,
         ["00" * 32] * len(images),
         seen.probabilities,
         seen.probabilities.argmax(axis=1),

@@ -60,8 +60,7 @@ def describe(images):
     """Features that a small fixed random projection makes, statistics and thumbnails."""
     project = np.random.default_rng(5).normal(size=(144, 40)).astype(np.float32)
     small = images[:, ::8, ::8, 0].reshape(len(images), -1).astype(np.float32) / 255
-    thumbnails = np.stack([make_thumbnail(image) for image in images])
-    return np.maximum(small @ project, 0), measure_pixels(images), thumbnails
+    return np.maximum(small @ project, 0), *measure_pixels(images)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +153,19 @@ def test_guards_come_back_from_disk_with_the_same_flags(guards, tmp_path):
     assert first == again
 
 
+def test_the_most_similar_training_image_is_found_by_a_few_coordinates(guards):
+    assert guards.basis is None, "300 images are few"
+    heads = np.concatenate([draw_heads(300, seed) for seed in (1, 2)])
+    features, statistics, thumbnails = describe(heads)
+    many = fit_guards(
+        features, statistics, thumbnails, [], np.full((50, 2), 0.5), np.zeros(50, np.int64)
+    )
+    assert many.basis is not None and many.short.shape[1] < thumbnails[0].size / 8
+    new = describe(np.concatenate([draw_foreign(), heads[:9], draw_heads(9, 3)]))[2]
+    plain = (new.reshape(len(new), -1) @ many.thumbnails.T).max(axis=1)
+    assert np.allclose(many.correlate(new), plain, atol=1e-5)
+
+
 def test_a_pickle_is_not_taken_for_guards(tmp_path):
     np.savez(tmp_path / "guards.npz", thumbnails=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ModelError, match="cannot be read"):
@@ -198,19 +210,21 @@ def measure_plainly(image):
 def test_statistics_are_what_they_are_called_whatever_else_is_measured():
     images = np.concatenate([draw_heads(6, 3), draw_foreign()])
     expected = np.stack([measure_plainly(image) for image in images])
-    found = measure_pixels(images)
+    found, thumbnails = measure_pixels(images)
+    assert np.array_equal(thumbnails, [make_thumbnail(image) for image in images])
     assert np.allclose(found, expected, rtol=1e-4, atol=2e-6)
     lean = [drop_colour(image) for image in images]
     assert {image.shape[2] for image in lean} == {1, 3}
     for order in (range(len(images)), reversed(range(len(images)))):
         rows = list(order)
-        assert np.array_equal(measure_pixels([lean[row] for row in rows]), found[rows])
-    assert measure_pixels([]).shape == (0, 90)
+        assert np.array_equal(measure_pixels([lean[row] for row in rows])[0], found[rows])
+    assert [part.shape for part in measure_pixels([])] == [(0, 90), (0, 32, 32)]
 
 
 def test_blank_images_have_finite_statistics():
     for level in (0, 255):
         for side in (32, 97, 160):
             blank = np.full((1, side, side, 3), level, np.uint8)
-            assert np.isfinite(measure_pixels(blank)).all()
-            assert measure_pixels(blank).shape == (1, 90)
+            statistics, thumbnails = measure_pixels(blank)
+            assert statistics.shape == (1, 90) and np.isfinite(statistics).all()
+            assert not thumbnails.any()

@@ -1,5 +1,6 @@
 """Images as arrays: resizing that equals TensorFlow's, and thumbnails to find twins by."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -104,9 +105,7 @@ def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
         float32 (32, 32), the foreground stretched to a square, zero mean and unit norm, so that
         the correlation of two images is the sum of their product. All zeros for a blank image.
     """
-    grey = turn_grey(pixels)
-    _, _, box = find_foreground(grey)
-    return crop_thumbnail(grey, box)
+    return describe_pixels(pixels)[0]
 
 
 def turn_grey(pixels: np.ndarray) -> Image.Image:
@@ -131,12 +130,15 @@ def describe_pixels(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         pixels).
     """
     grey = turn_grey(pixels)
-    share, threshold, box = find_foreground(grey)
+    values = read_grey(pixels, grey)
+    histogram = np.array(grey.histogram(), dtype=np.float64)
+    share = histogram / histogram.sum()
+    threshold = int(find_threshold(share))
+    box = find_boxes((values > threshold)[None])[0].tolist()
     left, top, right, bottom = box
     levels = np.arange(256)
     mean = float(share @ levels)
     width, height = grey.size
-    values = np.asarray(grey)
     edges = (values[0], values[-1], values[:, 0], values[:, -1])
     facts = {
         "mean": round(mean, 4),
@@ -152,58 +154,66 @@ def describe_pixels(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     return crop_thumbnail(grey, box), facts
 
 
-def find_foreground(
-    grey: Image.Image,
-) -> tuple[np.ndarray, int, tuple[float, float, float, float]]:
-    """Share of each grey level (256,), Otsu's threshold, and the foreground's left, top, right
-    and bottom in pixels."""
-    histogram = np.array(grey.histogram(), dtype=np.float64)
-    share = histogram / histogram.sum()
-    threshold = find_threshold(share)
-    foreground = np.asarray(grey) > threshold
-    left, right = find_bounds(np.add.reduce(foreground, axis=0, dtype=np.uint32))
-    top, bottom = find_bounds(np.add.reduce(foreground, axis=1, dtype=np.uint32))
-    return share, threshold, (left, top, right, bottom)
+def find_boxes(foreground: np.ndarray) -> np.ndarray:
+    """Left, top, right and bottom of what is True in each image, in pixels.
+
+    Args:
+        foreground: bool (n, h, w).
+
+    Returns:
+        float64 (n, 4); the whole image where nothing is True.
+    """
+    left, right = find_bounds(np.add.reduce(foreground, axis=1, dtype=np.uint32))
+    top, bottom = find_bounds(np.add.reduce(foreground, axis=2, dtype=np.uint32))
+    return np.stack([left, top, right, bottom], axis=1)
 
 
-def crop_thumbnail(grey: Image.Image, box: tuple[float, float, float, float]) -> np.ndarray:
+def crop_thumbnail(grey: Image.Image, box: Sequence[float]) -> np.ndarray:
     """``box`` of a grey image as a thumbnail, see ``make_thumbnail``."""
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     small = grey.resize(side, Image.Resampling.BILINEAR, box=box)
     return normalise(np.asarray(small, dtype=np.float32))
 
 
-def find_threshold(share: np.ndarray) -> int:
-    """Otsu's threshold of a histogram (256,): the level that best parts dark from bright.
+def find_threshold(share: np.ndarray) -> np.ndarray:
+    """Otsu's threshold of histograms (..., 256): the level that best parts dark from bright.
 
     Chosen over a share of the maximum after measuring: it keeps the crop of an image in place
     under noise and a brightness offset as well, where a low threshold follows the noise.
     """
-    below = np.cumsum(share)
-    moment = np.cumsum(share * np.arange(256))
+    below = np.cumsum(share, axis=-1)
+    moment = np.cumsum(share * np.arange(256), axis=-1)
     between = below * (1 - below)
-    spread = (moment[-1] * below - moment) ** 2
+    spread = (moment[..., -1:] * below - moment) ** 2
     usable = between > 1e-12
-    return int(np.argmax(np.where(usable, spread / np.where(usable, between, 1), 0)))
+    return np.argmax(np.where(usable, spread / np.where(usable, between, 1), 0), axis=-1)
 
 
-def find_bounds(counts: np.ndarray) -> tuple[float, float]:
+def find_bounds(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where the foreground begins and ends along an axis, in fractions of a pixel.
 
-    ``counts`` (n,) are foreground pixels for each row or column; ``SPECKS`` of them may lie
-    outside on either side.
+    ``counts`` (n, side) are foreground pixels for each row or column of n images; ``SPECKS`` of
+    them may lie outside on either side.
     """
-    n = len(counts)
-    total = counts.sum()
-    if total == 0:
-        return 0.0, float(n)
-    cumulated = np.concatenate(([0.0], np.cumsum(counts) / total))
-    low, high = np.interp((SPECKS, 1 - SPECKS), cumulated, np.arange(n + 1))
+    n, side = counts.shape
+    total = np.add.reduce(counts, axis=1)
+    share = np.zeros((n, side + 1))
+    np.divide(np.cumsum(counts, axis=1), np.maximum(total, 1)[:, None], out=share[:, 1:])
+    row = np.arange(n)
+
+    def reach(wanted: float) -> np.ndarray:
+        """The place up to which there is ``wanted`` of the foreground."""
+        pixel = np.minimum((share <= wanted).sum(axis=1), side) - 1
+        before = share[row, pixel]
+        step = share[row, pixel + 1] - before
+        return pixel + (wanted - before) / np.where(step > 0, step, 1)
+
+    low, high = reach(SPECKS), reach(1 - SPECKS)
     # Pillow wants a box of some size; a single bright line is widened to a pixel.
-    if high - low < 1:
-        low = min(max(0.0, (low + high - 1) / 2), n - 1.0)
-        high = low + 1
-    return float(low), float(high)
+    narrow = high - low < 1
+    low = np.where(narrow, np.clip((low + high - 1) / 2, 0, side - 1), low)
+    high = np.where(narrow, low + 1, high)
+    return np.where(total > 0, low, 0.0), np.where(total > 0, high, float(side))
 
 
 def normalise(values: np.ndarray) -> np.ndarray:

@@ -22,12 +22,12 @@ PAIRS = 8192
 ROUNDING = 1e-5
 
 
-def find_basis(rows: np.ndarray) -> np.ndarray | None:
-    """Directions (d, DIMENSIONS) that hold most of rows float32 (n, d); None if n is small."""
+def find_basis(rows: np.ndarray, fewest: int = FEWEST) -> np.ndarray | None:
+    """Directions (d, DIMENSIONS) that hold most of rows float32 (n, d); None if n < fewest."""
     from scipy.linalg import eigh
 
     n, size = rows.shape
-    if n < FEWEST or size <= DIMENSIONS:
+    if n < fewest or size <= DIMENSIONS:
         return None
     some = rows[:: max(1, n // SAMPLE)]
     return eigh(some.T @ some, subset_by_index=(size - DIMENSIONS, size - 1))[1]

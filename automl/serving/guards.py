@@ -8,10 +8,12 @@ pictures of training images; treat the file as carefully as those images.
 
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from automl.data.neighbours import best_columns, find_basis, shorten
 from automl.errors import ModelError
 from automl.serving.manifest import MANIFEST_FILE, read_info, read_json, write_info
 from automl.serving.novelty import fit_novelty, score_novelty
@@ -20,6 +22,8 @@ from automl.writing import replace_file
 GUARDS_FILE = "assets.extra/guards.npz"
 COVERAGE = 0.90
 TWIN_THRESHOLD = 0.98
+# With fewer training images than this the whole product is quick.
+FEWEST = 500
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,26 @@ class Guards:
     """Arrays behind the flags.
 
     ``novelty`` is what ``fit_novelty`` returns; ``thumbnails`` float32 (n, 1024), zero mean
-    and unit norm; ``sha256`` uint8 (n, 32), sorted rows of the training files' hashes;
-    ``least`` the lowest probability with which a class enters the conformal set.
+    and unit norm, and ``basis`` a few directions that hold most of them, or None;
+    ``sha256`` the training files' hashes; ``least`` the lowest probability with which a class
+    enters the conformal set.
     """
 
     novelty: dict[str, np.ndarray]
     thumbnails: np.ndarray
+    basis: np.ndarray | None
     sha256: frozenset[bytes]
     least: float
+
+    @cached_property
+    def short(self) -> np.ndarray:
+        """``thumbnails`` for upper bounds of correlations, see ``automl.data.neighbours``."""
+        return shorten(self.thumbnails, self.basis)
+
+    def correlate(self, thumbnails: np.ndarray) -> np.ndarray:
+        """Correlation of each of (m, 32, 32) with the training image that is most like it, (m,)."""
+        flat = thumbnails.reshape(len(thumbnails), -1)
+        return best_columns(flat, self.thumbnails, shorten(flat, self.basis) @ self.short.T)[1]
 
     def save(self, path: Path) -> None:
         """Write an .npz, whole or not at all."""
@@ -45,6 +61,7 @@ class Guards:
                 thumbnails=self.thumbnails.astype(np.float16),
                 sha256=hashes,
                 least=np.float64(self.least),
+                **({} if self.basis is None else {"basis": self.basis}),
                 **{f"novelty_{name}": values for name, values in self.novelty.items()},
             )
 
@@ -66,6 +83,7 @@ def load_guards(path: Path) -> Guards:
             return Guards(
                 novelty=novelty,
                 thumbnails=arrays["thumbnails"].astype(np.float32),
+                basis=arrays["basis"] if "basis" in arrays.files else None,
                 sha256=frozenset(row.tobytes() for row in arrays["sha256"]),
                 least=float(arrays["least"]),
             )
@@ -90,16 +108,19 @@ def fit_guards(
     Args:
         features_train: (n, channels), from ``Predictor.describe``.
         statistics_train: (n, s), from ``Predictor.describe``.
-        thumbnails_train: (n, 32, 32), zero mean and unit norm, as in a Scan.
+        thumbnails_train: (n, 32, 32), from ``Predictor.describe``: of the pixels that the
+            network sees, as those of new images will be.
         sha256_train: hex digests of the training files.
         p_val: (m, classes), calibrated probabilities.
         y_val: (m,), class indices.
         groups_train: (n,), patients or near-duplicate groups; keeps near-copies from making
             the training data look denser than it is.
     """
+    flat = thumbnails_train.reshape(len(thumbnails_train), -1).astype(np.float32)
     return Guards(
         novelty=fit_novelty(features_train, statistics_train, thumbnails_train, groups_train, seed),
-        thumbnails=thumbnails_train.reshape(len(thumbnails_train), -1).astype(np.float32),
+        thumbnails=flat,
+        basis=find_basis(flat, FEWEST),
         sha256=frozenset(bytes.fromhex(digest) for digest in sha256_train),
         least=fit_conformal(p_val, y_val),
     )
@@ -139,8 +160,7 @@ def find_flags(
     sha256: list[str | None],
 ) -> list[tuple[str, ...]]:
     """The flags of each image, in the order unlike-training, seen-in-training, uncertain."""
-    flat = thumbnails.reshape(len(thumbnails), -1)
-    correlation = (flat @ guards.thumbnails.T).max(axis=1)
+    correlation = guards.correlate(thumbnails)
     unlike = score_novelty(guards.novelty, features, statistics, correlation) > 1
     same = [digest is not None and bytes.fromhex(digest) in guards.sha256 for digest in sha256]
     seen = (correlation >= TWIN_THRESHOLD) | np.array(same, bool)

@@ -16,7 +16,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from automl.data.arrays import drop_colour, read_grey, turn_grey
+from automl.data.arrays import (
+    crop_thumbnail,
+    drop_colour,
+    find_boxes,
+    find_threshold,
+    read_grey,
+    turn_grey,
+)
 
 # The 99th with some reserve: images of new patients vary more than folds can show.
 PERCENTILE = 99.5
@@ -35,23 +42,35 @@ BACKGROUND_LEVELS = 12
 BLOCK = 4
 
 
-def measure_pixels(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Plain statistics of images, uint8 (size, size, 3) or grey (size, size, 1): float32 (n, 90).
+def measure_pixels(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Plain statistics and a thumbnail of each image as the network sees it.
 
-    An 8 x 8 layout of mean grey levels, percentiles, gradients at three scales, the border,
-    the background, left-right symmetry, contrast and colour.
+    Args:
+        images: uint8 (size, size, 3), or (size, size, 1) where the channels are equal.
+
+    Returns:
+        float32 (n, 90): an 8 x 8 layout of mean grey levels, percentiles, gradients at three
+        scales, the border, the background, left-right symmetry, contrast and colour.
+        float32 (n, 32, 32): see ``automl.data.arrays.make_thumbnail``.
     """
     lean = [drop_colour(image) for image in images]
     parts = [measure_block(lean[start : start + BLOCK]) for start in range(0, len(lean), BLOCK)]
-    return np.concatenate(parts) if parts else np.zeros((0, 90), np.float32)
+    if not parts:
+        return np.zeros((0, 90), np.float32), np.zeros((0, 32, 32), np.float32)
+    statistics, thumbnails = zip(*parts, strict=True)
+    return np.concatenate(statistics), np.concatenate(thumbnails)
 
 
-def measure_block(lean: list[np.ndarray]) -> np.ndarray:
+def measure_block(lean: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """``measure_pixels`` for a few images at once, of one channel where three are equal."""
     pictures = [turn_grey(image) for image in lean]
     levels = np.stack([read_grey(*pair) for pair in zip(lean, pictures, strict=True)])
-    counts = np.cumsum([picture.histogram() for picture in pictures], axis=1)
+    histograms = np.array([picture.histogram() for picture in pictures])
+    counts = np.cumsum(histograms, axis=1)
     total = levels[0].size
+    shares = histograms / total
+    boxes = find_boxes(levels > find_threshold(shares)[:, None, None])
+    thumbnails = [crop_thumbnail(*pair) for pair in zip(pictures, boxes.tolist(), strict=True)]
     wanted = np.array(PERCENTILES) / 100 * total
     inside = (counts[:, None] < wanted[:, None]).sum(axis=2) / 255
     grey = levels.astype(np.float32)
@@ -79,10 +98,10 @@ def measure_block(lean: list[np.ndarray]) -> np.ndarray:
         border.std(axis=1) / 255,
         (above - below) / total,
         likeness / (strength + 1e-6),
-        measure_spread(counts),
+        measure_spread(shares),
     ]
     # Logarithms and roots make long tails short, as Mahalanobis distance expects.
-    return np.concatenate(
+    statistics = np.concatenate(
         [
             layout.reshape(len(lean), -1),
             inside,
@@ -91,12 +110,12 @@ def measure_block(lean: list[np.ndarray]) -> np.ndarray:
             np.sqrt([measure_colour(image) for image in lean]),
         ],
         axis=1,
-    ).astype(np.float32)
+    )
+    return statistics.astype(np.float32), np.stack(thumbnails)
 
 
-def measure_spread(counts: np.ndarray) -> np.ndarray:
-    """Standard deviation of grey levels in 0-1, (n,), from their cumulated counts (n, 256)."""
-    share = np.diff(counts, axis=1, prepend=0) / counts[:, -1:]
+def measure_spread(share: np.ndarray) -> np.ndarray:
+    """Standard deviation of grey levels in 0-1, (n,), from the share of each level (n, 256)."""
     grey = np.arange(256) / 255
     return np.sqrt(np.maximum(share @ grey**2 - (share @ grey) ** 2, 0))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from automl.data.arrays import drop_colour, make_thumbnail, resize_pixels
+from automl.data.arrays import drop_colour, resize_pixels
 from automl.data.files import printable_name
 from automl.data.images import ImageError, open_image
 from automl.errors import ModelError
@@ -88,6 +88,7 @@ class Description:
     probabilities: np.ndarray
     features: np.ndarray
     statistics: np.ndarray
+    thumbnails: np.ndarray
 
 
 class Predictor:
@@ -165,7 +166,7 @@ class Predictor:
 
     def predict_chunk(self, images: list[Image]) -> list[Prediction]:
         """A few files → their predictions, in one thread."""
-        pixels, thumbnails, hashes = [], [], []
+        pixels, hashes = [], []
         answers: list[Prediction | None] = []
         for image in images:
             if isinstance(image, Prediction):
@@ -176,22 +177,17 @@ class Predictor:
             except ImageError as error:
                 answers.append(refuse(str(image), error.message))
                 continue
-            lean = drop_colour(array)
-            pixels.append(resize_pixels(lean, self.info.image_size))
-            if self.guards is not None:
-                thumbnails.append(make_thumbnail(lean))
+            pixels.append(resize_pixels(drop_colour(array), self.info.image_size))
             hashes.append(about["sha256"])
             answers.append(None)
         if hashes:
-            readable = self.judge(pixels, thumbnails, hashes)
+            readable = self.judge(pixels, hashes)
         return [
             answer or replace(next(readable), image=printable_name(str(image)))
             for image, answer in zip(images, answers, strict=True)
         ]
 
-    def judge(
-        self, pixels: Sequence[np.ndarray], thumbnails: list[np.ndarray], hashes: list[str]
-    ) -> Iterator[Prediction]:
+    def judge(self, pixels: Sequence[np.ndarray], hashes: list[str]) -> Iterator[Prediction]:
         """The answers, still without a name, to images in memory, as ``Engine.run`` takes them."""
         probabilities, features = self.engine.run(pixels)
         chosen = choose_classes(probabilities, self.info)
@@ -204,8 +200,7 @@ class Predictor:
                 self.guards,
                 probabilities,
                 features,
-                measure_pixels(pixels),
-                np.stack(thumbnails),
+                *measure_pixels(pixels),
                 hashes,
             )
         for row, values in enumerate(probabilities.tolist()):
@@ -228,7 +223,7 @@ class Predictor:
         chunks = [pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK)]
 
         def work(chunk: np.ndarray) -> tuple[np.ndarray, ...]:
-            return *self.engine.run(np.asarray(chunk)), measure_pixels(chunk)
+            return *self.engine.run(np.asarray(chunk)), *measure_pixels(chunk)
 
         parts = []
         with ThreadPoolExecutor(count_workers()) as pool:

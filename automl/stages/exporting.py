@@ -62,7 +62,7 @@ def export_winner(
     guards = fit_guards(
         seen.features,
         seen.statistics,
-        scan.thumbnails[train],
+        seen.thumbnails,
         [scan.facts[row]["sha256"] for row in train],
         winner.val,
         dataset.targets[val],
