@@ -170,7 +170,7 @@ def test_seed_zero_is_a_seed():
 
 def test_a_promotion_continues_its_parent():
     oracle = make_oracle(3)
-    for number in range(4):  # three of the first bracket, and the lead
+    for number in range(5):  # three of the first bracket, and the two of the last
         trial = oracle.create_trial("tuner0")
         oracle.update_trial(trial.trial_id, {"score": float(number)}, step=1)
         trial.status = "COMPLETED"
@@ -212,3 +212,7 @@ def test_the_second_trial_is_the_defaults_trained_to_the_end(values):
     asked = trial.hyperparameters.values
     assert asked["tuner/epochs"] == 27 and asked["tuner/initial_epoch"] == 0
     assert asked["depth"] == 0 and asked.get("rate", 1e-4) == 1e-4
+    third = oracle.create_trial("a third tuner").hyperparameters.values
+    assert third["tuner/epochs"] == 27 and third["tuner/initial_epoch"] == 0
+    waiting = [oracle._values[c]["depth"] for c in oracle.brackets[-1].waiting]
+    assert third["depth"] >= max(waiting), "the longest of the bracket"

@@ -8,9 +8,9 @@ end. Two things follow. Several workers find what one worker finds. And a search
 by asking again from the start and answering from the journal what is known already: there
 is no state to save.
 
-The second trial is the defaults, trained to the end: it stands in the bracket that has no
-earlier rung. So there is a model within seconds and a good one early, whatever the search
-finds after them.
+The second trial is the defaults, trained to the end, and the third the longest of the same
+bracket, which has no earlier rung. So there is a model within seconds and good ones early,
+whatever the search finds after them, and the longest trial is not the last.
 """
 
 import math
@@ -318,7 +318,7 @@ class HyperbandOracle(keras_tuner.Oracle):
         return self._first[-2]
 
     def _next_place(self) -> tuple[int, int, int] | None:
-        if len(self._place) == 1 and len(self.brackets) > 1:
+        if len(self._place) in (1, 2) and len(self.brackets) > 1:
             last = len(self.brackets) - 1
             self._fill(last)
             return last, 0, self.brackets[last].waiting.pop(0)
