@@ -1,6 +1,6 @@
 """How fast a finished model answers: each format alone, and ``automl predict`` end to end.
 
-    python benchmarks/predict.py RUN IMAGES [--count 500] [--rounds 5] [--long 4000]
+    python benchmarks/predict.py RUN IMAGES [--count 500] [--rounds 5] [--long 10000]
         [--many 10000] [--out predict.json]
 
 RUN is a run folder with model.keras and model/, IMAGES a folder. Prints two tables and writes
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--long", type=int, default=4000)
+    parser.add_argument("--long", type=int, default=10000)
     parser.add_argument("--many", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("predict.json"))
     options = parser.parse_args()
