@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import SimpleQueue
+from queue import PriorityQueue, SimpleQueue
 from typing import Any
 
 from automl.console import FRAMEWORK_ENVIRONMENT
@@ -137,6 +137,10 @@ class Worker:
 class WorkerPool(Executor):
     """Worker processes behind ``submit``; replaced when they die.
 
+    One starts at once and the others with the first call: what they would import beside the
+    first and the driver would hold up both. A call goes to the worker that has had the most,
+    whose networks are built.
+
     Args:
         n: how many; None for what this machine can feed, see ``count_workers``.
         log: file that takes what the workers print.
@@ -145,7 +149,7 @@ class WorkerPool(Executor):
         threads: processor threads of each worker; None shares out the machine's.
         framework: whether what they will run needs TensorFlow, which is then loaded first.
         lead: whether to have, beside them, a worker with all threads for what runs alone.
-        at_once: whether to start them now, or each with its first call.
+        at_once: whether to start one now, or all with the first call.
     """
 
     # All of them are here, with the driver's files.
@@ -169,12 +173,13 @@ class WorkerPool(Executor):
         # Results depend on a worker's threads, so they must not depend on the free memory.
         self.threads = threads or max(1, cores // (n or min(cores, MAX_WORKERS)))
         self.size = n = n or count_workers()
-        self._idle: SimpleQueue[Worker | None] = SimpleQueue()
+        # Calls so far, negative, then the worker's number, so that no two entries are equal.
+        self._idle: PriorityQueue[tuple[int, int, Worker]] = PriorityQueue()
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
-        for _ in range(n):
-            self._idle.put(self._start() if at_once else None)
+        self._missing = list(range(n))
+        self._start_missing(1 if at_once else 0)
         self._callers = ThreadPoolExecutor(n)
         # With threads that were asked for, every trial has those.
         alone = min(cores, MAX_LEAD_THREADS)
@@ -196,22 +201,44 @@ class WorkerPool(Executor):
 
     def everywhere(self, fn: Callable[..., Any], /, *args: Any) -> list[Any]:
         """Run ``fn(*args)`` once in every worker, side by side; their answers."""
-        return [future.result() for future in [self.submit(fn, *args) for _ in range(self.size)]]
+        self._start_missing(self.size)
+        taken = [self._idle.get() for _ in range(self.size)]
+        return [
+            future.result()
+            for future in [self._callers.submit(self._use, *entry, fn, args) for entry in taken]
+        ]
+
+    def _start_missing(self, most: int) -> None:
+        for _ in range(most):
+            with self._lock:
+                number = self._missing.pop(0) if self._missing else None
+            if number is not None:
+                self._idle.put((0, number, self._start()))
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        worker = self._idle.get()
+        self._start_missing(self.size)
+        return self._use(*self._idle.get(), function, args)
+
+    def _use(
+        self,
+        calls: int,
+        number: int,
+        worker: Worker,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+    ) -> Any:
         try:
-            if worker is None or not worker.alive:
-                self._workers.discard(worker)  # type: ignore[arg-type]
-                worker = self._start()
+            if not worker.alive:
+                self._workers.discard(worker)
+                calls, worker = 0, self._start()
             return worker.call(function, *args, timeout=self.timeout)
         finally:
-            if worker is not None and worker.grown and worker.alive:
+            if worker.grown and worker.alive:
                 worker.kill()
-            self._idle.put(worker)
+            self._idle.put((calls - 1, number, worker))
 
     def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._workers if worker.alive]
+        return [worker.process.pid for worker in tuple(self._workers) if worker.alive]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers at once; what they were doing is lost."""
@@ -224,7 +251,7 @@ class WorkerPool(Executor):
                 with contextlib.suppress(ProcessLookupError):
                     worker.process.kill()
         self._callers.shutdown(wait=wait, cancel_futures=True)
-        for worker in self._workers:
+        for worker in tuple(self._workers):
             worker.process.wait()
 
 
@@ -330,6 +357,8 @@ def serve(connection: Connection, threads: int) -> None:
 
 def prepare_framework(threads: int) -> None:
     """Quiet TensorFlow, fixed threads (results depend on their number), GPU memory on demand."""
+    # Keras would load it, for galleries that no worker draws: a tenth of its start.
+    sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")
