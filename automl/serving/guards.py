@@ -21,7 +21,9 @@ from automl.writing import replace_file
 
 GUARDS_FILE = "assets.extra/guards.npz"
 COVERAGE = 0.90
-TWIN_THRESHOLD = 0.98
+# Above the audit's .98 since resizing makes images more alike. Of all pairs of 3,762 brain MRI at
+# 160 pixels it finds 91 % of those that the audit links, and 98 % of what it finds are such.
+TWIN_THRESHOLD = 0.982
 # With fewer training images than this the whole product is quick.
 FEWEST = 500
 
