@@ -1,5 +1,7 @@
 """Warnings: what is unlike the training data, what was in it, what cannot be decided."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -91,6 +93,16 @@ def test_foreign_images_are_flagged_and_new_heads_are_not(guards):
     familiar = ["unlike-training" in flags for flags in flags_of(guards, draw_heads(300, 2))]
     assert np.mean(foreign) >= 0.95
     assert np.mean(familiar) <= 0.03
+
+
+def test_a_frame_with_nothing_in_it_is_flagged_whatever_the_distances_say(guards):
+    wide = replace(guards, novelty=guards.novelty | {"limit": np.float64(1e9)})
+    rng = np.random.default_rng(0)
+    frames = np.clip(rng.normal([[0], [0], [128]], 1, (3, SIZE * SIZE)), 0, 255)
+    frames = np.repeat(frames.reshape(3, SIZE, SIZE, 1), 3, axis=3).astype(np.uint8)
+    assert all("unlike-training" in flags for flags in flags_of(wide, frames))
+    heads = flags_of(wide, draw_heads(20, 2))
+    assert not any("unlike-training" in flags for flags in heads)
 
 
 def test_folds_keep_near_copies_together():

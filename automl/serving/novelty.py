@@ -38,6 +38,9 @@ LAYOUT = 8
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
 # Pixels within this many grey levels of the border's median belong to the background.
 BACKGROUND_LEVELS = 12
+# The place of the contrast among the statistics, and the share of the training images' mean below
+# which there is nothing to see: a black frame may be nearer to scans than most foreign images.
+CONTRAST, EMPTY = -3, 0.05
 # Images measured at a time: as many as stay in the processor's cache.
 BLOCK = 4
 
@@ -191,10 +194,14 @@ def score_novelty(
 ) -> np.ndarray:
     """How unlike the training data (n,): above 1 lies beyond its 99.5th percentile.
 
+    Infinite for an image without contrast.
+
     ``correlation`` (n,) is that of each thumbnail with the most similar one in training.
     """
     distances = measure_distances(arrays, features, statistics, correlation)
-    return (distances / arrays["scales"]).max(axis=1) / arrays["limit"]
+    scores = (distances / arrays["scales"]).max(axis=1) / arrays["limit"]
+    empty = statistics[:, CONTRAST] < EMPTY * arrays["statistics_centre"][CONTRAST]
+    return np.where(empty, np.inf, scores)
 
 
 def fit_spaces(
