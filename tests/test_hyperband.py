@@ -156,6 +156,14 @@ def test_an_exhausted_space_is_still_promoted_to_the_end():
     assert all(rungs[-1] >= 1 for rungs in done)
 
 
+@pytest.mark.parametrize("values", [1, 2])
+def test_a_space_smaller_than_the_last_bracket_reaches_the_end(values):
+    oracle = make_oracle(values=values)
+    simulate(oracle)
+    assert [len(bracket.drawn) for bracket in oracle.brackets] == [values] * 4
+    assert len(oracle.brackets[-1].rungs[-1].candidates) == values
+
+
 def test_a_bracket_has_no_configuration_twice():
     oracle = make_oracle()
     firsts = oracle.first_values()

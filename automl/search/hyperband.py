@@ -321,7 +321,8 @@ class HyperbandOracle(keras_tuner.Oracle):
         if len(self._place) in (1, 2) and len(self.brackets) > 1:
             last = len(self.brackets) - 1
             self._fill(last)
-            return last, 0, self.brackets[last].waiting.pop(0)
+            if self.brackets[last].waiting:
+                return last, 0, self.brackets[last].waiting.pop(0)
         for index, bracket in enumerate(self.brackets):
             self._fill(index)
             promotion = bracket.next_promotion()
