@@ -219,19 +219,36 @@ class Predictor:
             )
 
     def describe(self, pixels: np.ndarray, progress: Progress | None = None) -> Description:
-        """Run the model on uint8 (n, size, size, 3), a memory map perhaps, by all workers."""
-        chunks = [pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK)]
+        """What the model sees in uint8 (n, size, size, 3), a memory map perhaps."""
 
         def work(chunk: np.ndarray) -> tuple[np.ndarray, ...]:
-            return *self.engine.run(np.asarray(chunk)), *measure_pixels(chunk)
+            return *self.engine.run(chunk), *measure_pixels(chunk)
+
+        return Description(*self.share_out(work, pixels, progress))
+
+    def classify(self, pixels: np.ndarray) -> np.ndarray:
+        """The probabilities alone of ``describe``."""
+        return self.share_out(self.engine.run, pixels)[0]
+
+    def share_out(
+        self,
+        work: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+        pixels: np.ndarray,
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        """The arrays that ``work`` makes of chunks of ``pixels``, by all workers, in order."""
+
+        # Read where it is worked on, so that never more than a chunk for each worker is in memory.
+        def work_at(start: int) -> tuple[np.ndarray, ...]:
+            return work(np.asarray(pixels[start : start + CHUNK]))
 
         parts = []
         with ThreadPoolExecutor(count_workers()) as pool:
-            for number, part in enumerate(pool.map(work, chunks), 1):
+            for number, part in enumerate(pool.map(work_at, range(0, len(pixels), CHUNK)), 1):
                 parts.append(part)
                 if progress is not None:
                     progress("describing images", min(number * CHUNK, len(pixels)), len(pixels))
-        return Description(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def collect(

@@ -225,7 +225,7 @@ def probe_winner(
     targets = scan.dataset.targets
     pixels = TakeRows(scan.pixels, test)
     robustness = evaluate_robustness(
-        lambda batch: predictor.describe(batch).probabilities,
+        predictor.classify,
         pixels,  # type: ignore[arg-type]
         targets[test],
         winner.threshold,
