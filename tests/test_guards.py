@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from automl.data.arrays import drop_colour
-from automl.data.pixels import make_thumbnail
+from automl.data.arrays import describe_pixels, drop_colour
 from automl.errors import ModelError
 from automl.serving.guards import find_flags, fit_conformal, fit_guards, load_guards
 from automl.serving.novelty import fit_novelty, measure_pixels, score_novelty
@@ -223,7 +222,7 @@ def test_statistics_are_what_they_are_called_whatever_else_is_measured():
     images = np.concatenate([draw_heads(6, 3), draw_foreign()])
     expected = np.stack([measure_plainly(image) for image in images])
     found, thumbnails = measure_pixels(images)
-    assert np.array_equal(thumbnails, [make_thumbnail(image) for image in images])
+    assert np.array_equal(thumbnails, [describe_pixels(image)[0] for image in images])
     assert np.allclose(found, expected, rtol=1e-4, atol=2e-6)
     lean = [drop_colour(image) for image in images]
     assert {image.shape[2] for image in lean} == {1, 3}

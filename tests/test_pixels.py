@@ -12,11 +12,16 @@ from PIL import Image, ImageEnhance
 
 from automl.config import SearchConfig
 from automl.data import arrays, pixels
-from automl.data.arrays import drop_colour
+from automl.data.arrays import describe_pixels, drop_colour
 from automl.data.images import open_image
-from automl.data.pixels import make_thumbnail, resize_pixels, scan_images
+from automl.data.pixels import resize_pixels, scan_images
 from automl.data.sources import load_dataset
 from automl.errors import DataError, StorageError
+
+
+def make_thumbnail(image):
+    return describe_pixels(image)[0]
+
 
 SIZES = [
     *[(240, 240, 160), (240, 240, 96), (240, 240, 224), (128, 128, 160), (131, 77, 96)],

@@ -95,19 +95,6 @@ def filter_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(source, n_in - 1), weights * (one / total)[:, None]
 
 
-def make_thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """What two images are compared by, whatever their size, brightness, contrast or margin.
-
-    Args:
-        pixels: uint8 (h, w, 3), or (h, w, 1) after ``drop_colour``.
-
-    Returns:
-        float32 (32, 32), the foreground stretched to a square, zero mean and unit norm, so that
-        the correlation of two images is the sum of their product. All zeros for a blank image.
-    """
-    return describe_pixels(pixels)[0]
-
-
 def turn_grey(pixels: np.ndarray) -> Image.Image:
     """uint8 (h, w, 3) or (h, w, 1) as a grey image."""
     if pixels.shape[2] == 1:
@@ -121,13 +108,18 @@ def read_grey(pixels: np.ndarray, grey: Image.Image) -> np.ndarray:
 
 
 def describe_pixels(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """The thumbnail, and facts of the grey values from the same work.
+    """What two images are compared by, and facts of the grey values from the same work.
+
+    Args:
+        pixels: uint8 (h, w, 3), or (h, w, 1) after ``drop_colour``.
 
     Returns:
-        float32 (32, 32), see ``make_thumbnail``, and: mean and std (0–255), foreground (share
-        of pixels above Otsu's threshold), threshold, margin_left, margin_top, margin_right,
-        margin_bottom (share of the side outside the foreground), border (mean of the outermost
-        pixels).
+        The thumbnail, the same whatever an image's size, brightness, contrast or margin: float32
+        (32, 32), the foreground stretched to a square, zero mean and unit norm, so that the
+        correlation of two images is the sum of their product; all zeros for a blank image. And
+        facts: mean and std (0–255), foreground (share of pixels above Otsu's threshold),
+        threshold, margin_left, margin_top, margin_right, margin_bottom (share of the side outside
+        the foreground), border (mean of the outermost pixels).
     """
     grey = turn_grey(pixels)
     values = read_grey(pixels, grey)
@@ -169,7 +161,7 @@ def find_boxes(foreground: np.ndarray) -> np.ndarray:
 
 
 def crop_thumbnail(grey: Image.Image, box: Sequence[float]) -> np.ndarray:
-    """``box`` of a grey image as a thumbnail, see ``make_thumbnail``."""
+    """``box`` of a grey image as a thumbnail, see ``describe_pixels``."""
     side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     small = grey.resize(side, Image.Resampling.BILINEAR, box=box)
     return normalise(np.asarray(small, dtype=np.float32))

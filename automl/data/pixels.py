@@ -25,7 +25,6 @@ from automl.data.arrays import (
     THUMBNAIL_SIDE,
     describe_pixels,
     drop_colour,
-    make_thumbnail,
     resize_pixels,
 )
 from automl.data.images import ImageError, open_image, read_bytes
@@ -33,7 +32,7 @@ from automl.errors import DataError, StorageError
 from automl.records import Dataset, Finding, Sample, Scan
 from automl.writing import write_text
 
-__all__ = ["make_thumbnail", "resize_pixels", "scan_images"]
+__all__ = ["resize_pixels", "scan_images"]
 
 # Raise it whenever decoding, resizing, thumbnails or facts change.
 VERSION = 1

@@ -54,7 +54,7 @@ def measure_pixels(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     Returns:
         float32 (n, 90): an 8 x 8 layout of mean grey levels, percentiles, gradients at three
         scales, the border, the background, left-right symmetry, contrast and colour.
-        float32 (n, 32, 32): see ``automl.data.arrays.make_thumbnail``.
+        float32 (n, 32, 32): see ``automl.data.arrays.describe_pixels``.
     """
     lean = [drop_colour(image) for image in images]
     parts = [measure_block(lean[start : start + BLOCK]) for start in range(0, len(lean), BLOCK)]
