@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 160,
         "width": (1.0,),
         "fine_tune_depths": (0, 4, 7),
-        "max_epochs": 12,
+        "max_epochs": 9,
         "factor": 3,
         "views": 4,
     },

@@ -1,19 +1,20 @@
 """automl beside what else there is: same images, same splits, same budgets, scored by one rule.
 
     KERAS_HOME=… python benchmarks/peers.py DATA --out DIR [--peers ours,keras_tuner]
-        [--budgets 5,15,45] [--splits grouped,rows] [--seeds 0]
+        [--budgets 5,15,45] [--splits grouped,rows,fold1,…,fold5] [--seeds 0]
         [--python autogluon=ENV/bin/python --python ludwig=ENV/bin/python …]
 
 DATA is the folder of Kaggle's jakeshbohaju/brain-tumor. ``grouped`` is automl's split, which
-keeps near-copies together; ``rows`` the student project's: rows of the CSV in order, 80/10/10.
+keeps near-copies together; ``rows`` the student project's: rows of the CSV in order, 80/10/10;
+``fold1`` to ``fold5`` test a fifth of the groups each, all images once.
 Every peer runs in a process of its own (peers/run_*.py says how each was written) that gets no
 label of a test image, and has to end by itself within its budget. DIR keeps
 ``SPLIT-PEER-BUDGET-SEED.csv`` (image, label, probability), a ``.json`` with what it took and a
 ``.log`` of what it told its user; what is there is not run again. ``--score`` only prints the
 tables.
 
-A budget is the whole command's: start, reading, search, answers. Peers without one (nearest,
-logistic) run once. ``disturbed`` is the share of the cores' time that other processes took.
+A budget is the whole command's: start, reading, search, answers. Peers without one (balanced,
+nearest, logistic) run once. ``disturbed`` is the share of the cores' time that others took.
 """
 
 import argparse
@@ -36,11 +37,13 @@ from typing import Any
 
 import numpy as np
 import psutil
+from sklearn.model_selection import StratifiedGroupKFold
 
 from automl.config import SearchConfig
 from automl.data.pixels import scan_images
 from automl.data.sources import load_dataset
 from automl.data.split import (
+    divide,
     finish_split,
     make_split,
     merge_groups,
@@ -54,6 +57,7 @@ from automl.evaluation.intervals import Interval, bootstrap_difference, bootstra
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(__file__).parent / "peers"
 IMAGE_SIZE = 160
+FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 # A peer that is not back by then will not be.
 PATIENCE_SHARE, PATIENCE_SECONDS = 1.5, 300.0
 SAMPLING_SECONDS = 1.0
@@ -72,7 +76,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Peer:
-    """``script`` and its arguments; None is automl's own command.
+    """``script`` and its arguments; None is automl's own command with ``options``.
 
     ``given_by`` names the peer whose script gives these answers beside its own.
     """
@@ -81,10 +85,18 @@ class Peer:
     script: tuple[str, ...] | None
     budgeted: bool = True
     given_by: str | None = None
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        return self.script is None and self.given_by is None
 
 
 PEERS = {
     "ours": Peer("automl", None),
+    "balanced": Peer(
+        "automl, preset balanced", None, budgeted=False, options=("--preset", "balanced")
+    ),
     "student_as_it_was": Peer("the student project, as it was", None, given_by="student"),
     "student": Peer("the student project, its model asked properly", ("run_student.py",)),
     "keras_tuner": Peer("KerasTuner Hyperband", ("run_keras_tuner.py",)),
@@ -115,7 +127,7 @@ class Images:
 
 
 def prepare_images(data: Path, out: Path, seed: int) -> Images:
-    """Read the data, find the near-copies, and write both splits for automl's command."""
+    """Read the data, find the near-copies, and write the splits for automl's command."""
     config = SearchConfig(data=str(data), seed=seed)
     scan = scan_images(load_dataset(config), None, out / "cache")
     dataset, twins = scan.dataset, find_twins(scan)
@@ -130,6 +142,13 @@ def prepare_images(data: Path, out: Path, seed: int) -> Images:
     part = np.array([where[sample.path.stem] for sample in dataset.samples], dtype=object)
     groups = merge_groups(dataset, twins)
     splits["rows"] = finish_split(dataset, twins, part, groups, "file", 0)
+    folds = StratifiedGroupKFold(len(FOLDS), shuffle=True, random_state=seed)
+    shares = {"train": 1 - config.val_fraction, "val": config.val_fraction}
+    for name, (_, rows) in zip(FOLDS, folds.split(groups, dataset.targets, groups), strict=True):
+        part = np.full(n, "train", dtype=object)
+        part[rows] = "test"
+        part = divide(dataset, groups, part, shares, seed)
+        splits[name] = finish_split(dataset, twins, part, groups, "file", seed)
     for name, split in splits.items():
         write_split(split, dataset, out / f"{name}.csv")
     return Images(
@@ -200,12 +219,11 @@ def write_job(
     (folder / "job.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-def our_command(data: Path, out: Path, split: str, budget: float, seed: int, more: str) -> list:
+def our_command(data: Path, split: Path, seed: int, more: list[str]) -> list:
     """Our command as a user gives it, from an empty cache."""
     return [
-        sys.executable, ROOT / "run_search.py", "--data", data, "--split", out / f"{split}.csv",
-        "--budget", f"{budget:.0f}s", "--seed", seed, "--no-tracking", "--out", "runs",
-        "--name", "run", "--cache-dir", "cache", *shlex.split(more),
+        sys.executable, ROOT / "run_search.py", "--data", data, "--split", split, "--seed", seed,
+        "--no-tracking", "--out", "runs", "--name", "run", "--cache-dir", "cache", *more,
     ]  # fmt: skip
 
 
@@ -313,7 +331,10 @@ def run_peer(
     budget = 60 * minutes if peer.budgeted else 3600.0
     write_job(folder, images, split, budget, seed, write_backbone(options.out))
     if peer.script is None:
-        command = our_command(options.data, options.out, split, budget, seed, options.ours)
+        more = [*peer.options, *shlex.split(options.ours)]
+        if peer.budgeted:
+            more += ["--budget", f"{budget:.0f}s"]
+        command = our_command(options.data, options.out / f"{split}.csv", seed, more)
     else:
         script, *arguments = peer.script
         python = options.python.get(name, sys.executable)
@@ -444,10 +465,16 @@ def show(interval: Interval, sign: str = "") -> str:
     return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
-def print_tables(out: Path, images: Images, split: str) -> None:
+# Each result's metrics, by peer and budget.
+Spread = defaultdict[tuple[str, str], list[dict[str, Interval]]]
+
+
+def print_tables(out: Path, images: Images, split: str) -> Spread:
+    """The tables of one split; returns what they show."""
+    spread: Spread = defaultdict(list)
     results = list(read_results(out, images, split))
     if not results:
-        return
+        return spread
     n_test = int((images.parts[split] == "test").sum())
     alone = images.alone[split]
     leaks = images.leaking_pairs[split]
@@ -459,7 +486,6 @@ def print_tables(out: Path, images: Images, split: str) -> None:
     print_row(header)
     print_row(["---"] * len(header))
     seeds = {result.notes["seed"] for result in results}
-    by_seed: dict[tuple[str, str], list[dict[str, Interval]]] = defaultdict(list)
     for result in results:
         notes = result.notes
         budget = f"{notes['minutes']:g}" if result.peer.budgeted else "–"
@@ -467,7 +493,7 @@ def print_tables(out: Path, images: Images, split: str) -> None:
             print_row([result.peer.title, budget, f"failed: {notes.get('error', 'cut off')[:150]}"])
             continue
         values = score(result, images)
-        by_seed[result.peer.title, budget].append(values)
+        spread[result.peer.title, budget].append(values)
         title = result.peer.title + (f", seed {notes['seed']}" if len(seeds) > 1 else "")
         cells = [title, budget, *(show(values[name]) for name in COLUMNS)]
         if leaks:
@@ -481,45 +507,52 @@ def print_tables(out: Path, images: Images, split: str) -> None:
             about[0][:160] if about else "nothing",
         ]
         print_row(cells)
-    for (title, budget), many in by_seed.items():
+    print_spread(spread, "seeds")
+    print_differences(results, images, split)
+    return spread
+
+
+def print_spread(spread: Spread, of: str) -> None:
+    """A row for each peer and budget that has several results."""
+    for (title, budget), many in spread.items():
         if len(many) > 1:
-            cells = [f"{title}: mean of {len(many)} seeds (lowest to highest)", budget]
+            cells = [f"{title}: mean of {len(many)} {of} (lowest to highest)", budget]
             for name in COLUMNS:
                 drawn = np.array([values[name]["value"] for values in many])
                 cells.append(f"{drawn.mean():.3f} ({drawn.min():.3f} to {drawn.max():.3f})")
             print_row(cells)
-    print_differences(results, images, split)
 
 
 def print_differences(results: list[Result], images: Images, split: str) -> None:
     """Ours minus each peer of the same budget and seed, on the same replicates."""
-    ours = {
-        (result.notes["minutes"], result.notes["seed"]): result
-        for result in results
-        if result.notes["peer"] == "ours" and len(result.rows)
-    }
-    if not ours:
+    ours = [result for result in results if result.peer.is_ours and len(result.rows)]
+    others = [result for result in results if not result.peer.is_ours and len(result.rows)]
+    if not ours or not others:
         return
     print(f"\n### {split}: automl minus each, 95 % intervals (* without zero)\n")
-    header = ["", "minutes", "seed", "ROC AUC", "accuracy", "balanced accuracy", "Brier"]
+    header = ["", "minus", "minutes", "seed", "ROC AUC", "accuracy", "balanced accuracy", "Brier"]
     print_row(header)
     print_row(["---"] * len(header))
-    for (minutes, seed), mine in sorted(ours.items()):
+    for mine in ours:
         y, groups = images.labels[mine.rows], images.groups[mine.rows]
-        for other in results:
-            notes = other.notes
-            same = not other.peer.budgeted or notes["minutes"] == minutes
-            if notes["peer"] == "ours" or not len(other.rows) or not same or notes["seed"] != seed:
+        for other in others:
+            same = mine.notes["minutes"] == other.notes["minutes"]
+            same |= not (mine.peer.budgeted and other.peer.budgeted)
+            if not same or other.notes["seed"] != mine.notes["seed"]:
                 continue
             difference = bootstrap_difference(
                 y, mine.both, other.both, (mine.threshold, other.threshold), groups
             )
-            cells = []
+            minutes = [
+                f"{result.notes['minutes']:g}" for result in (other, mine) if result.peer.budgeted
+            ]
+            cells = [mine.peer.title, other.peer.title, (minutes or ["–"])[0]]
+            cells.append(str(mine.notes["seed"]))
             for name in ("roc_auc", "accuracy", "balanced_accuracy", "brier"):
                 interval = difference[name]
                 apart = interval["low"] > 0 or interval["high"] < 0
                 cells.append(show(interval, "+") + (" *" if apart else ""))
-            print_row([other.peer.title, f"{minutes:g}", str(seed), *cells])
+            print_row(cells)
 
 
 def print_row(cells: list[str]) -> None:
@@ -541,8 +574,17 @@ def main() -> None:
                         continue
                     print(f"{time.strftime('%H:%M:%S')} {stem}", file=sys.stderr, flush=True)
                     run_peer(name, images, split, minutes, seed, options)
+    folds: Spread = defaultdict(list)
     for split in options.splits:
-        print_tables(options.out, images, split)
+        spread = print_tables(options.out, images, split)
+        if split in FOLDS:
+            for key, many in spread.items():
+                folds[key] += many
+    if folds:
+        print("\n## All folds\n")
+        print_row(["", "minutes", *COLUMNS.values()])
+        print_row(["---"] * (2 + len(COLUMNS)))
+        print_spread(folds, "folds")
 
 
 def read_options() -> argparse.Namespace:
@@ -564,7 +606,7 @@ def read_options() -> argparse.Namespace:
     options.data, options.out = options.data.resolve(), options.out.resolve()
     for name, kind in (("peers", str), ("budgets", float), ("splits", str), ("seeds", int)):
         setattr(options, name, [kind(part) for part in getattr(options, name).split(",")])
-    for name, known in (("peers", runnable), ("splits", ("grouped", "rows"))):
+    for name, known in (("peers", runnable), ("splits", ("grouped", "rows", *FOLDS))):
         for value in getattr(options, name):
             if value not in known:
                 parser.error(f"--{name}: {value!r} is not known. Known: {', '.join(known)}.")

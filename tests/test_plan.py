@@ -34,6 +34,12 @@ def test_an_estimate_adds_up_the_rungs(tmp_path):
     assert mixed == pytest.approx(0.6 + 6.0 + 2 * TRIAL_SECONDS)
 
 
+def test_the_dearest_are_assumed_to_be_promoted(tmp_path):
+    spec = make_study(tmp_path).spec
+    seconds = estimate_seconds(SPEEDS, spec, [[(2, 1), (1, 3)]], [[SHALLOW, DEEP]], workers=1)
+    assert seconds == pytest.approx(0.6 + 6.0 + 2 * 6.0 + 3 * TRIAL_SECONDS)
+
+
 def test_workers_share_the_work_but_not_one_trial(tmp_path):
     spec = make_study(tmp_path).spec
     alone, two, many = (

@@ -130,7 +130,7 @@ def estimate_seconds(
     Args:
         speeds: by width.
         firsts: for each bracket the values of its first configurations. Which of them will
-            be promoted is not known; a rung's mean cost is taken to be its bracket's.
+            be promoted is not known; the dearest are assumed, since the deepest mostly are.
     """
     n_train, n_val = balanced_size(spec), len(spec.val_rows)
     total = longest = 0.0
@@ -145,10 +145,10 @@ def estimate_seconds(
                 )
                 for values in configurations
             ]  # fmt: skip
+            costs = sorted(costs, reverse=True)[:size]
             if costs:
-                mean = sum(costs) / len(costs)
-                total += min(size, len(costs)) * mean
-                chain += mean
+                total += sum(costs)
+                chain += costs[0]
             done = epochs
         longest = max(longest, chain)
     return max(total / workers, longest)
