@@ -224,3 +224,16 @@ def test_the_second_trial_is_the_defaults_trained_to_the_end(values):
     assert third["tuner/epochs"] == 27 and third["tuner/initial_epoch"] == 0
     waiting = [oracle._values[c]["depth"] for c in oracle.brackets[-1].waiting]
     assert third["depth"] >= max(waiting), "the longest of the bracket"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_trials_to_the_end_come_last_and_side_by_side(workers):
+    oracle = make_oracle(max_epochs=9)
+    simulate(oracle, workers)
+    rows = [oracle.trials[name].hyperparameters.values for name in oracle.start_order]
+    to_the_end = [values["tuner/epochs"] == 9 for values in rows]
+    # The lead and the third are early, and two brackets have one promotion to the end each.
+    assert to_the_end[1:3] == [True, True] and sum(to_the_end) == 5
+    assert all(to_the_end[-3:]), "no worker waits for a bracket that begins late"
+    trained = [values["tuner/epochs"] - values["tuner/initial_epoch"] for values in rows[-3:]]
+    assert trained == sorted(trained, reverse=True), "the longest of them first"

@@ -10,13 +10,15 @@ is no state to save.
 
 The second trial is the defaults, trained to the end, and the third the longest of the same
 bracket, which has no earlier rung. So there is a model within seconds and good ones early,
-whatever the search finds after them, and the longest trial is not the last.
+whatever the search finds after them. All other trials to the end come last, side by side: were
+each bracket finished before the next, its last promotion would train while workers wait for it.
 """
 
 import math
 import random
 import threading
 from bisect import bisect, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -98,6 +100,10 @@ class Bracket:
         self.hashes: set[str] = set()
         self.exhausted = False
 
+    def initial_epoch(self, index: int) -> int:
+        """Epochs that a trial of rung ``index`` has been trained for before."""
+        return self.rungs[index - 1].epochs if index else 0
+
     def startable(self) -> list[int]:
         """For each rung, how many trials may still be started in it."""
         first = self.rungs[0]
@@ -109,8 +115,8 @@ class Bracket:
             counts.append(max(0, min(rung.size + rung.failed - rung.started, supply)))
         return counts
 
-    def next_promotion(self) -> tuple[int, int] | None:
-        """(rung, configuration) that is certain to be promoted, highest rung first."""
+    def promotions(self) -> Iterator[tuple[int, int]]:
+        """(rung, configuration) that are certain to be promoted, highest rung first."""
         startable = self.startable()
         for index in range(len(self.rungs) - 1, 0, -1):
             below, rung = self.rungs[index - 1], self.rungs[index]
@@ -120,8 +126,7 @@ class Bracket:
             # Whoever has not ended yet is taken to be better.
             rank = bisect(below.promoted, best) + below.running + startable[index - 1]
             if rank < rung.size + rung.failed:
-                return index, best[1]
-        return None
+                yield index, best[1]
 
     def start(self, index: int, configuration: int) -> None:
         rung = self.rungs[index]
@@ -322,24 +327,37 @@ class HyperbandOracle(keras_tuner.Oracle):
             last = len(self.brackets) - 1
             self._fill(last)
             if self.brackets[last].waiting:
-                return last, 0, self.brackets[last].waiting.pop(0)
+                return self._take(last, 0, self.brackets[last].waiting[0])
+        to_the_end = []
         for index, bracket in enumerate(self.brackets):
             self._fill(index)
-            promotion = bracket.next_promotion()
-            if promotion is not None:
-                return index, *promotion
-            if bracket.startable()[0] > 0:
-                if not bracket.waiting:
-                    self._replace(index)
-                if bracket.waiting:
-                    return index, 0, bracket.waiting.pop(0)
-        return None
+            for rung, configuration in self._startable_places(index):
+                if rung + 1 < len(bracket.rungs):
+                    return self._take(index, rung, configuration)
+                epochs = bracket.rungs[rung].epochs - bracket.initial_epoch(rung)
+                to_the_end.append((-epochs, index, rung, configuration))
+        return self._take(*min(to_the_end)[1:]) if to_the_end else None
+
+    def _startable_places(self, index: int) -> Iterator[tuple[int, int]]:
+        """(rung, configuration) of bracket ``index`` that can start now, highest rung first."""
+        bracket = self.brackets[index]
+        yield from bracket.promotions()
+        if bracket.startable()[0] > 0:
+            if not bracket.waiting:
+                self._replace(index)
+            if bracket.waiting:
+                yield 0, bracket.waiting[0]
+
+    def _take(self, index: int, rung: int, configuration: int) -> tuple[int, int, int]:
+        if rung == 0:
+            self.brackets[index].waiting.remove(configuration)
+        return index, rung, configuration
 
     def _trial_values(self, index: int, rung: int, configuration: int) -> dict[str, Any]:
         bracket = self.brackets[index]
         values = dict(self._values[configuration])
         values["tuner/epochs"] = bracket.rungs[rung].epochs
-        values["tuner/initial_epoch"] = bracket.rungs[rung - 1].epochs if rung else 0
+        values["tuner/initial_epoch"] = bracket.initial_epoch(rung)
         values["tuner/bracket"] = bracket.number
         values["tuner/round"] = rung
         if rung:

@@ -208,8 +208,8 @@ def estimate_bytes(
     sizes = [4 * math.prod(shape) for network in networks for shape in network.shapes.values()]
     # Weights, Adam's two moments, the weights' average, and the best epoch's.
     checkpoint = max(5 * 4 * n for network in networks for n in network.trained.values())
-    # Brackets overlap where there are several workers.
-    alive = max(rungs[0][0] for rungs in schedule) + 1 + workers
+    # Of every bracket the last promotion waits until the end.
+    alive = max(rungs[0][0] for rungs in schedule) + len(schedule) + workers
     return {
         "cache": 0 if spec.cache_folder is None else sum(sizes) * count_images(spec),
         "checkpoints": checkpoint * alive,
