@@ -379,3 +379,12 @@ def test_the_index_lists_runs_and_says_which_have_no_report(tmp_path):
     assert page.links.count("one%20run/report.html") == 1
     words = " ".join(page.text)
     assert "has not finished" in words and "not JSON" in words
+
+
+def test_a_share_of_a_few_images_is_not_given(tmp_path):
+    report = report_fixture.full_report()
+    item = report["evaluation"]["test"]["curves"]["reliability"]["after"]["bins"][8]
+    for count, said in ((33, "Of the 33 test images to which it gave about 85"), (2, "to only 2 ")):
+        item["count"] = count
+        text = render.render_report(build_report(report), tmp_path, NOON).read_text()
+        assert (said in text, f"to only {count}" in text) == (True, count == 2)

@@ -30,6 +30,8 @@ FIGURES = (
     figures_evaluation.subgroup_figure,
     figures_evaluation.robustness_figure,
 )
+# Of fewer images a share says nothing: its interval spans two thirds of all that is possible.
+LEAST_SHARE_IMAGES = 5
 SECTIONS = (
     ("verdict", "Verdict"),
     ("clinic", "In plain words"),
@@ -209,12 +211,15 @@ def class_recalls(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def eighty_percent(report: dict[str, Any]) -> dict[str, Any] | None:
-    """The reliability bin that holds 80 %, to say in words what such an answer meant."""
+    """The reliability bin that holds 80 %, to say in words what such an answer meant.
+
+    ``enough``: whether it has images enough for that.
+    """
     curves = report["evaluation"]["test"]["curves"]
     after = curves and curves["reliability"] and curves["reliability"]["after"]
     for item in after["bins"] if after else []:
         if item["low"] is not None and item["low"] <= 0.8 + 1e-9 < item["high"] and item["count"]:
-            return item
+            return item | {"enough": item["count"] >= LEAST_SHARE_IMAGES}
     return None
 
 
