@@ -24,7 +24,7 @@ test: $(VENV)/.installed-test ## format, lint, then every test
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pytest $(SHARED) -m "not slow"
-	$(PYTHON) -m pytest $(SHARED) -m slow
+	$(PYTHON) -m pytest $(SHARED) -m slow --durations=12
 
 format: $(VENV)/.installed-test ## let ruff rewrite the code
 	$(PYTHON) -m ruff format .
