@@ -330,7 +330,7 @@ def run_peer(
     folder.mkdir(parents=True)
     budget = 60 * minutes if peer.budgeted else 3600.0
     write_job(folder, images, split, budget, seed, write_backbone(options.out))
-    if peer.script is None:
+    if peer.is_ours:
         more = [*peer.options, *shlex.split(options.ours)]
         if peer.budgeted:
             more += ["--budget", f"{budget:.0f}s"]
@@ -347,7 +347,7 @@ def run_peer(
         errors = ERRORS.findall(text)
         taken["error"] = errors[-1] if errors else f"exit code {taken['exit_code']}"
         write_json(options.out / f"{stem}.json", taken)
-    elif peer.script is None:
+    elif peer.is_ours:
         answers, notes = our_answers(folder, taken["began"])
         write_json(options.out / f"{stem}.json", taken | notes)
         write_answers(options.out / f"{stem}.csv", images, split, answers)
@@ -411,6 +411,11 @@ class Result:
     def threshold(self) -> float:
         """Its own where it chose one on validation, else one half."""
         return float(self.notes.get("threshold") or 0.5)
+
+    @property
+    def budget(self) -> str:
+        """Minutes, for a table."""
+        return f"{self.notes['minutes']:g}" if self.peer.budgeted else "–"
 
     @property
     def both(self) -> np.ndarray:
@@ -483,19 +488,19 @@ def print_tables(out: Path, images: Images, split: str) -> Spread:
     if leaks:
         header.append(f"accuracy, the {len(alone)} without relatives")
     header += ["s to the best", "s in all", "MB", "disturbed", "told about leaks"]
-    print_row(header)
-    print_row(["---"] * len(header))
+    print_header(header)
     seeds = {result.notes["seed"] for result in results}
     for result in results:
         notes = result.notes
-        budget = f"{notes['minutes']:g}" if result.peer.budgeted else "–"
         if not len(result.rows):
-            print_row([result.peer.title, budget, f"failed: {notes.get('error', 'cut off')[:150]}"])
+            print_row(
+                [result.peer.title, result.budget, f"failed: {notes.get('error', 'cut off')[:150]}"]
+            )
             continue
         values = score(result, images)
-        spread[result.peer.title, budget].append(values)
+        spread[result.peer.title, result.budget].append(values)
         title = result.peer.title + (f", seed {notes['seed']}" if len(seeds) > 1 else "")
-        cells = [title, budget, *(show(values[name]) for name in COLUMNS)]
+        cells = [title, result.budget, *(show(values[name]) for name in COLUMNS)]
         if leaks:
             cells.append(show(score(result, images, alone)["accuracy"]))
         about = notes["about_leaks"]
@@ -531,8 +536,7 @@ def print_differences(results: list[Result], images: Images, split: str) -> None
         return
     print(f"\n### {split}: automl minus each, 95 % intervals (* without zero)\n")
     header = ["", "minus", "minutes", "seed", "ROC AUC", "accuracy", "balanced accuracy", "Brier"]
-    print_row(header)
-    print_row(["---"] * len(header))
+    print_header(header)
     for mine in ours:
         y, groups = images.labels[mine.rows], images.groups[mine.rows]
         for other in others:
@@ -543,16 +547,18 @@ def print_differences(results: list[Result], images: Images, split: str) -> None
             difference = bootstrap_difference(
                 y, mine.both, other.both, (mine.threshold, other.threshold), groups
             )
-            minutes = [
-                f"{result.notes['minutes']:g}" for result in (other, mine) if result.peer.budgeted
-            ]
-            cells = [mine.peer.title, other.peer.title, (minutes or ["–"])[0]]
-            cells.append(str(mine.notes["seed"]))
+            budget = mine.budget if mine.peer.budgeted else other.budget
+            cells = [mine.peer.title, other.peer.title, budget, str(mine.notes["seed"])]
             for name in ("roc_auc", "accuracy", "balanced_accuracy", "brier"):
                 interval = difference[name]
                 apart = interval["low"] > 0 or interval["high"] < 0
                 cells.append(show(interval, "+") + (" *" if apart else ""))
             print_row(cells)
+
+
+def print_header(cells: list[str]) -> None:
+    print_row(cells)
+    print_row(["---"] * len(cells))
 
 
 def print_row(cells: list[str]) -> None:
@@ -582,8 +588,7 @@ def main() -> None:
                 folds[key] += many
     if folds:
         print("\n## All folds\n")
-        print_row(["", "minutes", *COLUMNS.values()])
-        print_row(["---"] * (2 + len(COLUMNS)))
+        print_header(["", "minutes", *COLUMNS.values()])
         print_spread(folds, "folds")
 
 

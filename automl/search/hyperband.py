@@ -132,11 +132,14 @@ class Bracket:
         rung = self.rungs[index]
         rung.started += 1
         rung.running += 1
-        if index > 0:
-            below = self.rungs[index - 1]
-            best = below.candidates.pop(0)
-            assert best[1] == configuration
-            insort(below.promoted, best)
+        if index == 0:
+            first = self.waiting.pop(0)
+            assert first == configuration
+            return
+        below = self.rungs[index - 1]
+        best = below.candidates.pop(0)
+        assert best[1] == configuration
+        insort(below.promoted, best)
 
     def end(self, index: int, configuration: int, key: float | None) -> None:
         """``key`` is None for a failure."""
@@ -327,16 +330,16 @@ class HyperbandOracle(keras_tuner.Oracle):
             last = len(self.brackets) - 1
             self._fill(last)
             if self.brackets[last].waiting:
-                return self._take(last, 0, self.brackets[last].waiting[0])
+                return last, 0, self.brackets[last].waiting[0]
         to_the_end = []
         for index, bracket in enumerate(self.brackets):
             self._fill(index)
             for rung, configuration in self._startable_places(index):
                 if rung + 1 < len(bracket.rungs):
-                    return self._take(index, rung, configuration)
+                    return index, rung, configuration
                 epochs = bracket.rungs[rung].epochs - bracket.initial_epoch(rung)
                 to_the_end.append((-epochs, index, rung, configuration))
-        return self._take(*min(to_the_end)[1:]) if to_the_end else None
+        return min(to_the_end)[1:] if to_the_end else None
 
     def _startable_places(self, index: int) -> Iterator[tuple[int, int]]:
         """(rung, configuration) of bracket ``index`` that can start now, highest rung first."""
@@ -347,11 +350,6 @@ class HyperbandOracle(keras_tuner.Oracle):
                 self._replace(index)
             if bracket.waiting:
                 yield 0, bracket.waiting[0]
-
-    def _take(self, index: int, rung: int, configuration: int) -> tuple[int, int, int]:
-        if rung == 0:
-            self.brackets[index].waiting.remove(configuration)
-        return index, rung, configuration
 
     def _trial_values(self, index: int, rung: int, configuration: int) -> dict[str, Any]:
         bracket = self.brackets[index]

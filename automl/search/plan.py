@@ -145,10 +145,9 @@ def estimate_seconds(
                 )
                 for values in configurations
             ]  # fmt: skip
-            costs = sorted(costs, reverse=True)[:size]
-            if costs:
-                total += sum(costs)
-                chain += costs[0]
+            dearest = sorted(costs, reverse=True)[:size]
+            total += sum(dearest)
+            chain += max(dearest, default=0.0)
             done = epochs
         longest = max(longest, chain)
     return max(total / workers, longest)
