@@ -26,11 +26,23 @@ def rates(positive: np.ndarray, score: np.ndarray, threshold: float) -> tuple[fl
     return called[positive].mean(), (~called)[~positive].mean()
 
 
-def test_youden_is_the_best_of_all_thresholds():
+def test_youden_finds_the_crossing_better_than_the_highest_sum_does():
+    # Two normal densities of one width cross halfway between their means, at a score of 0.5.
+    fitted, raw = [], []
+    for seed in range(20):
+        positive, score = scored(seed=seed)
+        fitted.append(choose_threshold(positive, score) - 0.5)
+        false_positive, true_positive, cuts = roc_curve(positive, score)
+        raw.append(cuts[np.argmax(true_positive - false_positive)] - 0.5)
+    assert np.abs(np.mean(fitted)) < 0.01
+    assert np.std(fitted) < 0.4 * np.std(raw)
+
+
+def test_youden_does_not_depend_on_how_common_each_class_is():
     positive, score = scored()
-    false_positive, true_positive, _ = roc_curve(positive, score)
-    chosen = sum(rates(positive, score, choose_threshold(positive, score)))
-    assert chosen == pytest.approx((true_positive - false_positive).max() + 1)
+    rarer = np.r_[np.arange(len(score)), np.tile(np.flatnonzero(~positive), 9)]
+    chosen = choose_threshold(positive, score)
+    assert choose_threshold(positive[rarer], score[rarer]) == pytest.approx(chosen, abs=0.003)
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.95, 1.0])
@@ -67,21 +79,26 @@ def test_cost_is_the_least_of_all_thresholds(policy, miss, alarm):
     assert cost(choose_threshold(positive, score, policy)) == least
 
 
-def test_a_clean_gap_is_cut_in_its_middle():
+@pytest.mark.parametrize("policy", ["youden", "cost:1/1"])
+def test_a_clean_gap_is_cut_in_its_middle(policy):
     positive = np.array([False, False, True, True])
-    assert choose_threshold(positive, np.array([0.1, 0.2, 0.8, 0.9])) == pytest.approx(0.5)
+    chosen = choose_threshold(positive, np.array([0.1, 0.2, 0.8, 0.9]), policy)
+    assert chosen == pytest.approx(0.5)
 
 
 def test_of_equally_good_thresholds_the_one_in_the_widest_gap_is_taken():
-    positive = np.array([False, True, False, True])
-    assert choose_threshold(positive, np.array([0.1, 0.4, 0.5, 0.6])) == pytest.approx(0.25)
-    assert choose_threshold(positive, np.array([0.1, 0.2, 0.5, 0.9])) == pytest.approx(0.7)
+    positive, policy = np.array([False, True, False, True]), "cost:1/1"
+    wide_below, wide_above = np.array([0.1, 0.4, 0.5, 0.6]), np.array([0.1, 0.2, 0.5, 0.9])
+    assert choose_threshold(positive, wide_below, policy) == pytest.approx(0.25)
+    assert choose_threshold(positive, wide_above, policy) == pytest.approx(0.7)
 
 
 def test_a_threshold_exists_even_if_scores_are_worthless():
     positive = np.array([True, False] * 10)
     for policy in ("youden", "sensitivity:0.95", "specificity:0.95", "cost:5/1"):
         assert 0 <= choose_threshold(positive, np.full(20, 0.5), policy) <= 1
+    backwards = np.where(positive, 0.1, 0.9)
+    assert choose_threshold(positive, backwards) == 0.5
     assert choose_threshold(np.ones(4, bool), np.full(4, 0.9)) == 0.5
     assert choose_threshold(positive, np.full(20, 0.5), "fixed:0.37") == 0.37
 
