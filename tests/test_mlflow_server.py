@@ -166,6 +166,7 @@ def searched(mortal, tmp_path_factory) -> Iterator[Search]:
     write_scans(work / "scans")
     settings = {
         "data": "scans", "name": "heads", "preset": "smoke", "weights": "none", "image_size": 64,
+        "fine_tune_depths": [0], "workers": 1,
         "tracking_uri": mortal.uri, "register": "heads", "promote": True,
     }  # fmt: skip
     (work / "settings.yaml").write_text(json.dumps(settings), encoding="utf-8")

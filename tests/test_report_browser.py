@@ -302,8 +302,9 @@ def hostile_run(tmp_path_factory):
         *(sys.executable, str(ROOT / "run_search.py"), "--data", str(table), "--name", "hostile"),
         *("--positive", "<img src=x onerror=alert('label')>", "--study", "study.yaml"),
         *("--label-column", "label", "--preset", "smoke", "--weights", "none", "--no-tracking"),
-        *("--image-size", "64", "--max-epochs", "1", "--fine-tune-depths", "0", "--quiet"),
+        *("--image-size", "64", "--max-epochs", "1", "--fine-tune-depths", "0", "--workers", "1"),
         *("--test-fraction", "0.4", "--experiment", "<img src=x onerror=alert('experiment')>"),
+        "--quiet",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(work / "cache")}
     result = subprocess.run(
