@@ -75,7 +75,7 @@ def policy(name: str) -> str:
     """How a threshold was chosen, in words; see thresholds.choose_threshold."""
     kind, _, target = name.partition(":")
     if kind == "youden":
-        return "Most sensitivity + specificity (Youden)"
+        return "Most sensitivity + specificity (Youden), by a fitted curve"
     if kind in ("sensitivity", "specificity"):
         return f"At least {percent(float(target), 0)} {kind} on validation"
     if kind == "cost":
