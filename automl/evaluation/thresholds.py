@@ -7,7 +7,6 @@ class' probabilities, float (n,) in [0, 1]; ``positive`` is bool (n,).
 
 import numpy as np
 from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
 
 from automl.errors import UsageError
 from automl.evaluation.metrics import SMALLEST_PROBABILITY
@@ -64,6 +63,8 @@ def balanced_boundary(positive: np.ndarray, scores: np.ndarray) -> float:
     Both classes must be present. Where scores rank no better than chance there is no such place:
     0.5 then.
     """
+    from sklearn.linear_model import LogisticRegression
+
     logits = logit(np.clip(scores, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
     curve = LogisticRegression(class_weight="balanced").fit(logits[:, None], positive)
     slope, intercept = float(curve.coef_[0, 0]), float(curve.intercept_[0])
