@@ -56,7 +56,7 @@ def compare_splits(
         trial="comparison",
         configuration=best.configuration,
         params=best.params,
-        epochs=best.epochs,
+        epochs=best.epochs - best.refines,
         max_epochs=max(epochs for rungs in plan.study.schedule for _, epochs in rungs),
         parent=None,
         checkpoint=plan.study.checkpoint("comparison"),
@@ -66,6 +66,9 @@ def compare_splits(
     pool = WorkerPool(1, folder / "worker.log", lambda kind, *rest: console.progress(*rest))
     try:
         pool.submit(run_trial, spec, task).result()
+        if best.refines:
+            task = replace(task, epochs=best.epochs, parent=task.checkpoint, refines=best.refines)
+            pool.submit(run_trial, spec, task).result()
     except (TrialError, WorkerError) as error:
         # The search has its result; a comparison that failed must not take it along.
         failure = f"It could not be trained ({error.reason}): {error.message}"

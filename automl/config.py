@@ -41,9 +41,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 160,
         "width": (1.0,),
         "fine_tune_depths": (0, 4, 7),
-        "max_epochs": 9,
-        "factor": 3,
+        "max_epochs": 6,
+        "factor": 2,
         "views": 4,
+        "refine_epochs": 4,
     },
     "best": {
         "image_size": 224,
@@ -52,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_epochs": 27,
         "factor": 3,
         "views": 8,
+        "refine_epochs": 9,
     },
 }
 
@@ -101,6 +103,13 @@ class SearchConfig:
     )
     max_epochs: int = setting(27, "epochs of the longest trial (R)", low=1, high=1000)
     min_epochs: int = setting(1, "epochs of the shortest trial", low=1, high=1000)
+    refine_epochs: int = setting(
+        0,
+        "epochs that the winner is trained on after the search, nearly all of the network on "
+        "images changed anew in every epoch; kept if validation is better",
+        low=0,
+        high=1000,
+    )
     factor: int = setting(3, "one in FACTOR trials is promoted (eta)", low=2, high=10)
     budget: float | None = setting(
         None,

@@ -151,6 +151,7 @@ class Trial:
 
     ``trial`` is its id, "CONFIGURATION-ROUND"; ``epochs`` the epoch it is trained to,
     counted from the configuration's start; ``history`` one dict for each epoch it ran.
+    ``refines`` counts the epochs of the winner's refinement, the search's last trial; 0 is a rung.
     """
 
     trial: str
@@ -168,6 +169,7 @@ class Trial:
     message: str | None = None
     history: tuple[dict[str, float], ...] = ()
     finished_at: float | None = None
+    refines: int = 0
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ OPTIONAL = [
 ]  # fmt: skip
 QUICK = [
     "--preset", "smoke", "--weights", "none", "--image-size", "64", "--max-epochs", "9",
-    "--no-tracking", "--quiet",
+    "--refine-epochs", "2", "--no-tracking", "--quiet",
 ]  # fmt: skip
 
 
@@ -104,7 +104,10 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
     }  # fmt: skip
     assert (finished / ".gitignore").read_text() == "*\n"
     report = load_run(finished).report
-    assert report["search"]["trials"] == len(rows(finished / "trials.csv")) == 22
+    assert report["search"]["trials"] == len(rows(finished / "trials.csv")) == 23
+    refinement = report["search"]["refinement"]
+    assert refinement["epochs"] == 2
+    assert refinement["used"] == (refinement["score"] > refinement["score_before"])
     assert report["evaluation"]["test"]["test_evaluations"] == 1
     assert report["split"]["leaking_pairs"] == 0
     split = rows(finished / "split.csv")
@@ -198,7 +201,7 @@ def test_a_search_killed_and_interrupted_ends_as_if_nothing_had_been(finished, w
     wait_for(process, len(ended()) + 2)
     process.kill()
     process.communicate()
-    assert 5 <= len(ended()) < 22
+    assert 5 <= len(ended()) < 23
     result = run([*arguments, "--resume"], work)
     assert result.returncode == 0, result.stderr
     names = ended()

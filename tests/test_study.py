@@ -1,5 +1,6 @@
 """The study: what it asks, tells and writes down, without any training."""
 
+import contextlib
 import json
 import time
 from concurrent.futures import Executor, Future
@@ -28,8 +29,9 @@ class Pretend(Executor):
     It stands for the training alone; oracle, study, journal and files are real.
     """
 
-    def __init__(self, failures=None, stop_after=None):
+    def __init__(self, failures=None, stop_after=None, gain=0.0):
         self.failures = failures or {}
+        self.gain = gain
         self.stop_after = stop_after
         self.ran = []
 
@@ -49,6 +51,7 @@ class Pretend(Executor):
         task.checkpoint.write_bytes(task.trial.encode())
         rate = np.log10(task.params["learning_rate"])
         score = float(0.9 - 0.05 * abs(rate + 3) + 0.001 * task.epochs)
+        score += self.gain if task.refines else 0
         epochs = range(1, task.epochs + 1)
         history = tuple(
             {"epoch": e, "loss": 1 / e, "val_loss": 1 / e, "seconds": 0.1} for e in epochs
@@ -66,10 +69,17 @@ def make_study(folder: Path, max_epochs: int = 9) -> StudyPlan:
     return StudyPlan(spec, make_schedule(max_epochs, 3), (0.35,), 32, folder)
 
 
-def run(folder: Path, executor: Pretend, max_epochs: int = 9, workers: int = 1):
+def run(
+    folder: Path, executor: Pretend, max_epochs: int = 9, workers: int = 1, refine_epochs: int = 0
+):
     folder.mkdir(exist_ok=True)
+    plan = replace(make_study(folder, max_epochs), refine_epochs=refine_epochs)
     with Journal(folder / "journal.jsonl") as journal:
-        return run_study(make_study(folder, max_epochs), executor, journal, workers=workers)
+        return run_study(plan, executor, journal, workers=workers)
+
+
+def study_space(folder: Path):
+    return make_study(folder).make_oracle().get_space()
 
 
 def result_of(study):
@@ -102,6 +112,44 @@ def test_workers_do_not_change_the_result(tmp_path):
     one = run(tmp_path / "one", Pretend())
     four = run(tmp_path / "four", Pretend(), workers=4)
     assert result_of(one) == result_of(four)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("gain", [0.01, -0.01])
+def test_the_best_is_refined_last_and_delivered_if_that_is_better(tmp_path, gain, workers):
+    plain = run(tmp_path / "plain", Pretend())
+    executor = Pretend(gain=gain)
+    study = run(tmp_path / "refined", executor, workers=workers, refine_epochs=3)
+    task = executor.ran[-1]
+    assert (task.refines, task.epochs) == (3, plain.best.epochs + 3)
+    assert task.parent.stem == plain.best.trial
+    assert [t.refines for t in executor.ran].count(3) == 1 and len(study.trials) == 23
+    rungs = [row for row in result_of(study) if row[0] != task.trial]
+    assert rungs == result_of(plain), "the schedule is what it was"
+    assert (study.best.trial == task.trial) == (gain > 0)
+    assert study.checkpoint.exists() and study.best.params == plain.best.params
+    refinement = summarise_study(study, describe_space(study_space(tmp_path)))["refinement"]
+    assert refinement["used"] == (gain > 0) and refinement["epochs"] == 3
+    assert refinement["score_before"] == plain.best.score
+
+
+@pytest.mark.parametrize("after", [21, 22, 23])
+def test_a_refinement_that_was_interrupted_is_made_when_the_study_goes_on(tmp_path, after):
+    whole = run(tmp_path / "whole", Pretend(gain=0.01), refine_epochs=2)
+    with contextlib.suppress(KeyboardInterrupt):
+        run(tmp_path / "half", Pretend(stop_after=after, gain=0.01), refine_epochs=2)
+    rest = Pretend(gain=0.01)
+    study = run(tmp_path / "half", rest, refine_epochs=2)
+    assert result_of(study) == result_of(whole) and study.best.refines == 2
+    assert len(rest.ran) == 23 - after
+
+
+def test_a_refinement_that_fails_leaves_the_best_as_it_is(tmp_path):
+    best = run(tmp_path / "plain", Pretend()).best
+    name = f"{best.configuration:04d}-{best.bracket + 1}"
+    study = run(tmp_path / "f", Pretend({name: TrialError("nan", "no")}), refine_epochs=2)
+    assert [trial.trial for trial in study.trials if trial.status == "failed"] == [name]
+    assert study.best.trial == best.trial and study.checkpoint.exists()
 
 
 @pytest.mark.parametrize(
@@ -227,7 +275,7 @@ def test_the_lead_has_its_own_executor_and_runs_alone(tmp_path):
     class Lead(Pretend):
         ended = False
 
-        def shutdown(self, wait=True, *, cancel_futures=False):
+        def pause(self):
             self.ended = True
 
     lead, others = Lead(), Pretend()

@@ -15,11 +15,13 @@ from automl.errors import StorageError
 from automl.search.activations import Activations, evict
 from automl.search.checkpoint import read_checkpoint
 from automl.search.engine import litert_engine, tensorflow_engine
-from automl.search.model import cut_layer, cut_prefix
+from automl.search.model import cut_layer, cut_prefix, trained_variables
 from automl.search.plan import measure_speeds
 from automl.search.spec import PixelSource, StudySpec, TrialTask
 from automl.search.suffix import build_suffix
 from automl.search.trial import (
+    REFINE_DEPTH,
+    REFINE_RATE,
     balance_rows,
     digest_checkpoint,
     get_trainer,
@@ -92,6 +94,44 @@ def test_a_trial_is_repeatable_and_can_be_continued(spec, tmp_path):
     assert [row["loss"] for row in whole.history[2:]] == [row["loss"] for row in rest.history]
     assert [row["epoch"] for row in rest.history] == [3, 4]
     assert digest_checkpoint(tmp_path / "whole.npz") == digest_checkpoint(tmp_path / "rest.npz")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_refinement_goes_on_from_the_best_weights_with_more_of_the_network(
+    spec, tmp_path, depth, monkeypatch
+):
+    run_trial(spec, task(tmp_path, "parent", 3, fine_tune_depth=depth))
+    refining = replace(
+        task(tmp_path, "refined", 5, tmp_path / "parent.npz", fine_tune_depth=depth), refines=2
+    )
+    seen = []
+    read = Activations.read
+    monkeypatch.setattr(
+        Activations, "read", lambda self, d, v, rows: seen.append((d, v)) or read(self, d, v, rows)
+    )
+    result = run_trial(spec, refining)
+    again = run_trial(spec, replace(refining, checkpoint=tmp_path / "again.npz"))
+    assert [row["loss"] for row in result.history] == [row["loss"] for row in again.history]
+    assert [row["epoch"] for row in result.history] == [4, 5]
+    # Every epoch has a view of its own, none of them cached.
+    assert {view for d, view in seen if d == REFINE_DEPTH} == {0, spec.views + 4, spec.views + 5}
+    rates = [row["learning_rate"] for row in result.history]
+    assert rates == pytest.approx([REFINE_RATE, REFINE_RATE / 2])
+    _, before, _ = read_checkpoint(tmp_path / "parent.npz")
+    _, after, meta = read_checkpoint(tmp_path / "refined.npz")
+    assert meta["depth"] == REFINE_DEPTH and len(after) > len(before)
+    # The last layer is the parent's, a little changed; the first ones the backbone's.
+    backbone = load_backbone(SIZE, 0.35, "none", 0)
+    start = [variable.numpy() for variable in trained_variables(backbone, REFINE_DEPTH)]
+    bodies = [[a for n, a in s.items() if n.startswith("body/")] for s in (before, after)]
+    for old, new in [(start[0], bodies[1][0]), ((bodies[0] or start)[-1], bodies[1][-1])]:
+        change = np.linalg.norm(new - old) / np.linalg.norm(old)
+        assert 0 < change < 0.1
+    model = get_trainer(spec, 0.35).best_model(refining.params, tmp_path / "refined.npz")
+    pixels = np.load(spec.pixels.path)[spec.val_rows].astype(np.float32)
+    scores = model.predict(pixels, verbose=0)[:, 1]
+    assert abs(roc_auc_score(spec.targets[spec.val_rows], scores) - result.score) < 1e-6
 
 
 @pytest.mark.slow

@@ -111,8 +111,11 @@ class Activations:
         return tuple(self.backbone.get_layer(cut_layer(depth)).output.shape[1:])
 
     def read(self, depth: int, view: int, rows: np.ndarray) -> np.ndarray:
-        """float32 (len(rows), …): the activations of some images, in the order asked for."""
-        if self.folder is not None:
+        """float32 (len(rows), …): the activations of some images, in the order asked for.
+
+        Depths and views that the cache is not for are computed.
+        """
+        if self.folder is not None and (depth, view) in self._keys:
             return self._files[depth, view][self._position[view][rows]]
         if depth not in self._prefix:
             self._prefix[depth] = choose_engine("tensorflow", cut_prefix(self.backbone, (depth,)))

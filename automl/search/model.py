@@ -13,6 +13,8 @@ A mirrored network looks at each image and at its mirror image, and goes on with
 their features.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +110,18 @@ def trained_layers(backbone: keras.Model, depth: int) -> list[Any]:
 def trained_variables(backbone: keras.Model, depth: int) -> list[Any]:
     """The kernels of ``trained_layers``, in order."""
     return [variable for layer in trained_layers(backbone, depth) for variable in layer.weights]
+
+
+def count_macs(layers: Iterable[Any]) -> int:
+    """Multiply-accumulates of one image through the convolutions and dense layers."""
+    total = 0
+    for layer in layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None:
+            # Each weight is used once for every position of its output.
+            positions = math.prod(layer.output.shape[1:-1]) if len(layer.output.shape) == 4 else 1
+            total += math.prod(kernel.shape) * positions
+    return total
 
 
 def output_units(n_classes: int) -> int:

@@ -10,11 +10,18 @@ import tensorflow as tf
 from automl.search.activations import BLOCK
 from automl.search.engine import choose_engine, each, engine_name
 from automl.search.hyperband import make_schedule
-from automl.search.model import cut_prefix, output_units, trained_variables
+from automl.search.model import (
+    count_macs,
+    cut_prefix,
+    output_units,
+    trained_layers,
+    trained_variables,
+)
 from automl.search.spec import Network, Speeds, StudySpec
 from automl.search.trial import (
     CHUNK_BYTES,
     HEAD_FIRST_EPOCHS,
+    REFINE_DEPTH,
     balanced_size,
     get_trainer,
     head_shapes,
@@ -31,6 +38,9 @@ MEASURED_BATCHES = 3
 # Without --trial-timeout a trial is given up after these, or after so many times its estimate.
 HANG_SECONDS = 900.0
 HANG_FACTOR = 20.0
+# An operation of the first layers, whose maps are large, takes longer than one of the last; and
+# a refinement makes its views.
+REFINE_OVERHEAD = 2.0
 # Filling takes longer than computing: views are made and files written.
 FILLING_OVERHEAD = 1.3
 
@@ -45,7 +55,12 @@ def describe_network(spec: StudySpec, width: float) -> Network:
         shapes[depth] = trainer.activations.shape(depth)
         body = [variable.shape for variable in trained_variables(trainer.backbone, depth)]
         trained[depth] = sum(math.prod(shape) for shape in [*body, *head])
-    return Network(trainer.weights_digest, shapes, trained)
+    macs, whole = (
+        count_macs(trained_layers(trainer.backbone, depth))
+        for depth in (max(trainer.depths), REFINE_DEPTH)
+    )
+    cost = REFINE_OVERHEAD * whole / macs if macs else 0.0
+    return Network(trainer.weights_digest, shapes, trained, max(1.0, cost))
 
 
 def measure_speeds(spec: StudySpec, width: float, batch_size: int) -> Speeds:
@@ -116,6 +131,17 @@ def trial_seconds(
     if depth and fresh:
         seconds += HEAD_FIRST_EPOCHS * n_train * speeds.train[0]
     return seconds
+
+
+def refine_seconds(
+    networks: dict[float, Network], speeds: dict[float, Speeds], spec: StudySpec, epochs: int
+) -> float:
+    """Expected seconds of one worker for ``epochs`` of refinement, of the dearest width."""
+    n = balanced_size(spec) + len(spec.val_rows) / 3
+    deepest = max(spec.depths)
+    return max(
+        epochs * n * speeds[width].train[deepest] * networks[width].refine_cost for width in speeds
+    )
 
 
 def estimate_seconds(

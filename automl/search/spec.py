@@ -71,7 +71,8 @@ class StudySpec:
 class TrialTask:
     """One trial: what to train, from which checkpoint, to which.
 
-    ``epochs`` is where this rung ends, ``max_epochs`` where the last one does.
+    ``epochs`` is where this rung ends, ``max_epochs`` where the last one does. ``refines``
+    counts the epochs of a refinement; 0 is a rung.
     """
 
     trial: str
@@ -82,6 +83,7 @@ class TrialTask:
     parent: Path | None
     checkpoint: Path
     batch_size: int
+    refines: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ class TrialResult:
 @dataclass(frozen=True)
 class Network:
     """What one width costs in space: an activation's shape and the number of trained weights
-    by depth."""
+    by depth; and how many times an epoch at the greatest depth one of refinement takes."""
 
     weights_digest: str
     shapes: dict[int, tuple[int, ...]]
     trained: dict[int, int]
+    refine_cost: float = 1.0
 
 
 @dataclass(frozen=True)

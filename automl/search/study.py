@@ -17,13 +17,13 @@ import keras_tuner
 
 from automl.errors import AutomlError, SearchError, StorageError
 from automl.records import Study, Trial
-from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle
+from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle, name_trial
 from automl.search.objective import direction
 from automl.search.plan import balanced_size, trial_seconds
 from automl.search.space import define_space
 from automl.search.spec import Speeds, StudySpec, TrialError, TrialResult, TrialTask
 from automl.search.trial import run_trial
-from automl.search.worker import WorkerError
+from automl.search.worker import WorkerError, WorkerPool
 from automl.tracking.journal import Journal
 
 # Same-kind failures in a row that end the search: the next ones would fail, too.
@@ -45,6 +45,7 @@ class StudyPlan:
     widths: tuple[float, ...]
     batch_size: int
     folder: Path
+    refine_epochs: int = 0
 
     def make_oracle(self) -> HyperbandOracle:
         space = keras_tuner.HyperParameters()
@@ -60,17 +61,40 @@ class StudyPlan:
     def checkpoint(self, trial: str) -> Path:
         return self.folder / "checkpoints" / f"{trial}.npz"
 
+    def refinement(self, winner: Trial) -> Trial:
+        """The trial that goes on from the best of the schedule: one more round of its bracket."""
+        # Brackets are numbered from the end, the first one highest.
+        rounds = len(self.schedule[-1 - winner.bracket])
+        return Trial(
+            trial=name_trial(winner.configuration, rounds),
+            configuration=winner.configuration,
+            bracket=winner.bracket,
+            round=rounds,
+            initial_epoch=winner.epochs,
+            epochs=winner.epochs + self.refine_epochs,
+            params=winner.params,
+            parent=winner.trial,
+            refines=self.refine_epochs,
+        )
+
 
 class Progress:
     """Epochs done, best so far and expected work left, for the person who waits.
 
-    Work is in seconds of one worker; ``total`` is what the whole schedule is expected to take.
+    Work is in seconds of one worker; ``total`` is what the whole schedule is expected to take,
+    ``refinement`` what of it is the refinement.
     """
 
     def __init__(
-        self, plan: StudyPlan, speeds: dict[float, Speeds], total: float, show: Any
+        self,
+        plan: StudyPlan,
+        speeds: dict[float, Speeds],
+        total: float,
+        show: Any,
+        refinement: float = 0.0,
     ) -> None:
         self.plan, self.speeds, self.total, self.show = plan, speeds, total, show
+        self.refinement = refinement
         self.done = 0.0
         # By trial its work, when it began and its pace; kept, since a thousand workers would ask
         # for a thousand at every answer.
@@ -81,6 +105,8 @@ class Progress:
     def work_of(self, trial: Trial) -> float:
         if not self.speeds:
             return 0.0
+        if trial.refines:
+            return self.refinement
         return trial_seconds(
             self.speeds[float(trial.params["width"])],
             int(trial.params["fine_tune_depth"]),
@@ -117,10 +143,11 @@ def run_study(
     journal: Journal,
     *,
     workers: int | Callable[[], int] = 1,
-    lead: Executor | None = None,
+    lead: WorkerPool | None = None,
     deadline: float | None = None,
     speeds: dict[float, Speeds] | None = None,
     expected_work: float = 1.0,
+    expected_refinement: float = 0.0,
     show: Callable[[int, Trial | None, int, int], None] | None = None,
     started: float | None = None,
 ) -> Study:
@@ -129,8 +156,10 @@ def run_study(
     Args:
         executor: runs ``run_trial``; a ``WorkerPool``, ``InProcess`` or a cluster's.
         workers: trials at the same time, or a function that says how many just now.
-        lead: runs the oracle's lead, beside which nothing is started, and is then shut down.
-        speeds, expected_work, show: for the progress line only; see ``Progress``.
+        lead: runs the oracle's lead and the refinement, beside which nothing is started; in
+            between it has no process.
+        speeds, expected_work, expected_refinement, show: for the progress line only; see
+            ``Progress``.
         started: when this session's search began (``time.monotonic``), cache included.
 
     Raises:
@@ -141,7 +170,9 @@ def run_study(
     offset = max((event.get("elapsed", 0.0) for event in journal.events), default=0.0)
     oracle = plan.make_oracle()
     known = {e["trial"]: e for e in journal.events if e["event"] == "trial_ended"}
-    progress = Progress(plan, speeds or {}, expected_work, show or (lambda *_: None))
+    progress = Progress(
+        plan, speeds or {}, expected_work, show or (lambda *_: None), expected_refinement
+    )
     ended: dict[str, Trial] = {}
     running: dict[Future[TrialResult], Attempt] = {}
     answered: SimpleQueue[Future[TrialResult]] = SimpleQueue()
@@ -156,7 +187,18 @@ def run_study(
         return workers() if callable(workers) else workers
 
     def is_alone(trial: Trial) -> bool:
-        return lead is not None and trial.round == 0 and trial.configuration == oracle.lead
+        first = trial.round == 0 and trial.configuration == oracle.lead
+        return lead is not None and (first or trial.refines > 0)
+
+    def next_trial() -> Trial | None:
+        """The oracle's, and when that has no more, the refinement of the best."""
+        asked = oracle.create_trial(f"worker {len(ended)}/{len(running)}")
+        if asked.status == RUNNING:
+            return trial_of(asked)
+        if running or not plan.refine_epochs or progress.best is None:
+            return None
+        refinement = plan.refinement(progress.best)
+        return None if any(trial.refines for trial in ended.values()) else refinement
 
     def room() -> int:
         """Trials that may be started now."""
@@ -167,6 +209,9 @@ def run_study(
 
     def run(attempt: Attempt) -> None:
         alone = is_alone(attempt.trial)
+        if lead is not None and attempt.trial.refines:
+            # The others are done; what they hold in memory is wanted now.
+            executor.pause()  # type: ignore[attr-defined]
         future = start(plan, lead if lead and alone else executor, journal, attempt)
         running[future] = attempt
         progress.trial_started(attempt.trial, count_workers() if alone else 1.0)
@@ -174,9 +219,10 @@ def run_study(
 
     def finish(trial: Trial) -> None:
         if lead is not None and is_alone(trial):
-            lead.shutdown(wait=False)
+            lead.pause()
         ended[trial.trial] = trial
-        tell(oracle, plan.spec.objective, trial)
+        if not trial.refines:
+            tell(oracle, plan.spec.objective, trial)
         progress.trial_ended(trial)
         known_best = [progress.best] if progress.best else []
         progress.best = find_best([*known_best, trial], plan.spec.objective)
@@ -184,10 +230,9 @@ def run_study(
     stopped = False
     while True:
         while room() > 0:
-            asked = oracle.create_trial(f"worker {len(ended)}/{len(running)}")
-            if asked.status != RUNNING:
+            trial = next_trial()
+            if trial is None:
                 break
-            trial = trial_of(asked)
             if trial.trial in known:
                 finish(replace_result(trial, known[trial.trial]))
                 continue
@@ -265,6 +310,7 @@ def start(plan: StudyPlan, executor: Executor, journal: Journal, attempt: Attemp
         epochs=trial.epochs,
         params=trial.params,
         parent=trial.parent,
+        refines=trial.refines,
         attempt=attempt.number,
         batch_size=attempt.batch_size,
     )
@@ -277,6 +323,7 @@ def start(plan: StudyPlan, executor: Executor, journal: Journal, attempt: Attemp
         parent=plan.checkpoint(trial.parent) if trial.parent else None,
         checkpoint=plan.checkpoint(trial.trial),
         batch_size=attempt.batch_size,
+        refines=trial.refines,
     )
     return executor.submit(run_trial, plan.spec, task)
 

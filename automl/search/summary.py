@@ -33,10 +33,30 @@ def summarise_study(study: Study, space: list[dict[str, Any]]) -> dict[str, Any]
             "score": best.score,
             "epochs": best.epochs,
         },
+        "refinement": describe_refinement(study, numbers),
         "rows": [trial_row(numbers[trial.trial], trial) for trial in study.trials],
         "curves": winner_curves(study),
-        "importance": measure_importance(completed, space, study.objective),
+        "importance": measure_importance(
+            [trial for trial in completed if not trial.refines], space, study.objective
+        ),
         "edges": find_edges(best, space),
+    }
+
+
+def describe_refinement(study: Study, numbers: dict[str, int]) -> dict[str, Any] | None:
+    """The last trial, which goes on from the best one; None where there was none."""
+    trials = {trial.trial: trial for trial in study.trials}
+    refinement = next((trial for trial in study.trials if trial.refines), None)
+    if refinement is None or refinement.parent is None:
+        return None
+    return {
+        "number": numbers[refinement.trial],
+        "parent": numbers[refinement.parent],
+        "epochs": refinement.refines,
+        "score": refinement.score,
+        "score_before": trials[refinement.parent].score,
+        "seconds": refinement.seconds,
+        "used": refinement.trial == study.best.trial,
     }
 
 
@@ -80,6 +100,8 @@ def find_edges(best: Trial, space: list[dict[str, Any]]) -> list[dict[str, Any]]
         if row["kind"] == "choice" and len(row["values"]) > 2 and row["name"] != "head_units":
             low, high = row["values"][0], row["values"][-1]
             side = "low" if value == low else "high" if value == high else None
+            # A refinement has tried what lies beyond.
+            side = None if best.refines and row["name"] == "fine_tune_depth" else side
         elif row["kind"] == "float":
             position = scale_value(row, value)
             side = "low" if position < 0.05 else "high" if position > 0.95 else None

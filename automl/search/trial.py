@@ -52,6 +52,11 @@ VARIANCE_FLOOR = 0.01
 # What is scored and delivered is the weights' running average (Polyak & Juditsky 1992) over
 # about the last hundred steps: it is ahead of the weights while the rate is high.
 AVERAGE_DECAY = 0.98
+# The winner's refinement, see `Trainer.run`: all but the stem, at a rate below that of the search's
+# default for pretrained layers, after a short warm-up of the new optimizer.
+REFINE_DEPTH = 17
+REFINE_RATE = 3e-4
+REFINE_WARM_UP_STEPS = 50
 # Activations read at a time: bounds memory, and keeps the next read behind the training.
 CHUNK_BYTES = 48 * 2**20
 
@@ -166,6 +171,14 @@ class Program:
             for variable, value in zip(self.optimizer.trained, raw, strict=True):
                 variable.assign(value)
 
+    def load_top(self, arrays: dict[str, np.ndarray]) -> None:
+        """The head, and the last layers of the body: as many as ``arrays`` has."""
+        for variable in self.head:
+            variable.assign(arrays[f"head/{variable.name}"])
+        body = [arrays[f"body/{i}"] for i in range(len(arrays) - len(self.head))]
+        for variable, value in zip(self.body[len(self.body) - len(body) :], body, strict=True):
+            variable.assign(value)
+
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         for variable in self.head:
             variable.assign(arrays[f"head/{variable.name}"])
@@ -248,6 +261,20 @@ def loss_of(logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
 
 
+def trained_depth(params: dict[str, Any], refines: int) -> int:
+    """How many of the last blocks are trained by a rung, or by ``refines`` epochs after it."""
+    depth = int(params["fine_tune_depth"])
+    return max(depth, REFINE_DEPTH) if refines else depth
+
+
+def rate_of(task: TrialTask, epoch: float) -> float:
+    """Adam's rate in ``epoch``; a refinement's falls with every chunk, to nothing at its end."""
+    if not task.refines:
+        return step_size(task.params) * decay(int(epoch), task.max_epochs)
+    progress = 1 - (task.epochs + 1 - epoch) / task.refines
+    return REFINE_RATE * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def decay(epoch: int, max_epochs: int) -> float:
     """Half a cosine over the longest trial, from 1 in epoch 1 down to a twentieth.
 
@@ -323,18 +350,28 @@ class Trainer:
         return self._programs[depth]
 
     def run(self, task: TrialTask) -> TrialResult:
-        """Train to ``task.epochs``; writes the checkpoint, returns the best epoch so far."""
+        """Train to ``task.epochs``; writes the checkpoint, returns the best epoch so far.
+
+        A task that refines goes on from its parent's best weights with (almost) the whole
+        network, and instead of the cached views every epoch sees each image changed anew.
+        """
         started = time.monotonic()
         self.prepare()
-        depth = int(task.params["fine_tune_depth"])
+        depth = trained_depth(task.params, task.refines)
         program = self.program(depth)
         self.restore()
         seed = [self.spec.seed, task.configuration]
         program.reset(task.params, seed, self.mean, self.scale)
         program.optimizer.warm_up.assign(self._warm_up_steps(task) if depth else 1.0)
-        meta: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_score": None}
+        meta: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_score": None, "depth": depth}
         best: dict[str, np.ndarray] = {}
-        if task.parent is not None and task.parent.exists():
+        if task.refines:
+            assert task.parent is not None
+            _, parent, _ = read_checkpoint(task.parent)
+            program.load_top(parent)
+            program.optimizer.reset()
+            meta["epoch"] = task.epochs - task.refines
+        elif task.parent is not None and task.parent.exists():
             last, best, meta = read_checkpoint(task.parent)
             program.load(last)
         elif depth:
@@ -365,6 +402,8 @@ class Trainer:
 
     def _warm_up_steps(self, task: TrialTask) -> float:
         """At most a quarter of the longest trial, where that has so few steps."""
+        if task.refines:
+            return REFINE_WARM_UP_STEPS
         steps = math.ceil(balanced_size(self.spec) / task.batch_size)
         return float(min(WARM_UP_STEPS, steps * max(1, task.max_epochs // 4)))
 
@@ -384,8 +423,9 @@ class Trainer:
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """One epoch; its row of the history, and the averaged weights that it scored."""
         started = time.monotonic()
-        view = (epoch - 1) % self.spec.views
-        rate = step_size(task.params) * decay(epoch, task.max_epochs)
+        # Views above the cached ones are made while they are read.
+        view = self.spec.views + epoch if task.refines else (epoch - 1) % self.spec.views
+        rate = rate_of(task, epoch)
         program.optimizer.rate.assign(rate)
         loss = self._pass(program, view, epoch, task)
         with program.averaged():
@@ -411,6 +451,8 @@ class Trainer:
             y = tf.constant(self.spec.targets[rows[part]].astype(np.int32))
             word = (task.configuration * 7919 + epoch * 104729 + number * 15485863) % 2**31
             seed = tf.constant(word, tf.int32)
+            if task.refines:
+                program.optimizer.rate.assign(rate_of(task, epoch + part.start / len(rows)))
             total += float(program.train(x, y, tf.constant(weights[part]), batch, seed))
         return total / len(rows)
 
@@ -447,8 +489,8 @@ class Trainer:
         """
         self.prepare(training=False)
         self.restore()
-        _, best, _ = read_checkpoint(checkpoint)
-        program = self.program(int(params["fine_tune_depth"]))
+        _, best, meta = read_checkpoint(checkpoint)
+        program = self.program(meta["depth"])
         program.reset(params, [0], self.mean, self.scale)
         program.load(best)
         head = head_of(program, params, self.variance)

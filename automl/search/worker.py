@@ -237,6 +237,12 @@ class WorkerPool(Executor):
                 worker.kill()
             self._idle.put((calls - 1, number, worker))
 
+    def pause(self) -> None:
+        """End the idle workers' processes; the next call starts new ones."""
+        with self._lock:
+            for worker in self._workers:
+                worker.kill()
+
     def pids(self) -> list[int]:
         return [worker.process.pid for worker in tuple(self._workers) if worker.alive]
 

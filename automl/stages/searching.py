@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from automl.config import SearchConfig
 from automl.console import Console
 from automl.errors import SearchError
 from automl.folder import check_fingerprint
 from automl.records import Scan, Split, Study
 from automl.search.hyperband import make_schedule
+from automl.search.model import count_macs, trained_layers
 from automl.search.plan import (
     BUDGET_SHARE,
     balanced_size,
@@ -28,12 +27,13 @@ from automl.search.plan import (
     hang_seconds,
     mean_speeds,
     measure_speeds,
+    refine_seconds,
 )
 from automl.search.space import describe_space
 from automl.search.spec import Network, PixelSource, Speeds, StudySpec
 from automl.search.study import CRASH_RETRIES, StudyPlan, run_study
 from automl.search.summary import summarise_study
-from automl.search.trial import Trainer, prepare_trainer
+from automl.search.trial import Trainer, prepare_trainer, trained_depth
 from automl.search.worker import WorkerError
 from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
@@ -58,6 +58,7 @@ class SearchPlan:
     networks: dict[float, Network]
     speeds: dict[float, Speeds]
     expected_seconds: float
+    expected_refinement: float
     description: dict[str, Any]
 
 
@@ -138,10 +139,15 @@ def make_plan(
         for width in config.width:
             Trainer(spec, width)
 
+    # Who wants heads on frozen layers alone gets no trained layers by a side door.
+    refines = config.refine_epochs if max(spec.depths) else 0
+    refinement = refine_seconds(networks, speeds, spec, refines)
+
     def plan_of(schedule: list[list[tuple[int, int]]]) -> tuple[StudyPlan, float]:
-        study = StudyPlan(spec, schedule, config.width, config.batch_size, folder)
+        study = StudyPlan(spec, schedule, config.width, config.batch_size, folder, refines)
         firsts = study.make_oracle().first_values()
-        return study, filling + estimate_seconds(speeds, spec, schedule, firsts, workers)
+        trials = estimate_seconds(speeds, spec, schedule, firsts, workers)
+        return study, filling + trials + refinement / workers
 
     if started is not None:
         schedule = [
@@ -165,7 +171,7 @@ def make_plan(
         "bytes": estimate_bytes(list(networks.values()), spec, study.schedule, workers),
         "training_images": balanced_size(spec),
     }
-    return SearchPlan(study, networks, speeds, seconds, description)
+    return SearchPlan(study, networks, speeds, seconds, refinement, description)
 
 
 def insist(ask: Callable[..., Any], *question: Any) -> Any:
@@ -220,6 +226,7 @@ def fingerprint(config: SearchConfig, scan: Scan, split: Split, plan: SearchPlan
         "balance": config.balance,
         "views": config.views,
         "batch_size": config.batch_size,
+        "refine_epochs": config.refine_epochs,
     }
 
 
@@ -285,6 +292,7 @@ def search_models(
         deadline=deadline,
         speeds=plan.speeds,
         expected_work=(plan.expected_seconds - filled) * pool.size,
+        expected_refinement=plan.expected_refinement,
         show=show,
         started=started,
     )
@@ -320,6 +328,11 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
     for bracket in plan.description["brackets"]:
         rungs = " → ".join(f"{r['size']} × {r['epochs']}" for r in bracket["rungs"])
         lines.append(f"  bracket {bracket['bracket']}: {rungs}   (configurations × epochs)")
+    if plan.study.refine_epochs:
+        lines.append(
+            f"  then the best one is refined for {plan.study.refine_epochs} epochs, about "
+            f"{minutes(plan.expected_refinement / plan.description['workers'])}"
+        )
     size = plan.description["bytes"]
     lines.append(
         f"  disk {size['cache'] / 1e6:,.0f} MB of activations and at most "
@@ -337,19 +350,13 @@ def describe_search(
 ) -> dict[str, Any]:
     """The report's "search" part."""
     summary = summarise_study(study, describe_space(plan.study.make_oracle().get_space()))
-    depth = int(study.best.params["fine_tune_depth"])
-    network = plan.networks[float(study.best.params["width"])]
-    head = sum(
-        int(np.prod(weight.shape))
-        for layer in winner.model.layers
-        if layer.name in ("hidden", "logits")
-        for weight in layer.weights
-    )
-    body = network.trained[depth] - network.trained[0]
+    depth = trained_depth(study.best.params, study.best.refines)
+    head = [layer for layer in winner.model.layers if layer.name in ("hidden", "logits")]
+    trained = [*head, *trained_layers(winner.model, depth)]
     summary["best"] |= {
         "parameters": int(winner.model.count_params()),
-        "trainable_parameters": head + body,
-        "macs": count_macs(winner.model) * (2 if winner.mirror["used"] else 1),
+        "trainable_parameters": sum(int(layer.count_params()) for layer in trained),
+        "macs": count_macs(winner.model.layers) * (2 if winner.mirror["used"] else 1),
     }
     trials = study.wall_seconds - detail["filled"] - detail["measured"]
     return {
@@ -364,17 +371,3 @@ def describe_search(
         },
         "cache": detail["cache"],
     }
-
-
-def count_macs(model: Any) -> int:
-    """Multiply-accumulates of one image through the convolutions and dense layers."""
-    total = 0
-    for layer in model.layers:
-        kernel = getattr(layer, "kernel", None)
-        if kernel is not None:
-            # Each weight is used once for every position of its output.
-            positions = (
-                int(np.prod(layer.output.shape[1:-1])) if len(layer.output.shape) == 4 else 1
-            )
-            total += int(np.prod(kernel.shape)) * positions
-    return total
