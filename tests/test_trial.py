@@ -121,6 +121,7 @@ def test_a_refinement_goes_on_from_the_best_weights_with_more_of_the_network(
     _, before, _ = read_checkpoint(tmp_path / "parent.npz")
     _, after, meta = read_checkpoint(tmp_path / "refined.npz")
     assert meta["depth"] == REFINE_DEPTH and len(after) > len(before)
+    assert (meta["best_epoch"], result.score) == (5, result.history[-1]["val_roc_auc"])
     # The last layer is the parent's, a little changed; the first ones the backbone's.
     backbone = load_backbone(SIZE, 0.35, "none", 0)
     start = [variable.numpy() for variable in trained_variables(backbone, REFINE_DEPTH)]

@@ -353,7 +353,8 @@ class Trainer:
         """Train to ``task.epochs``; writes the checkpoint, returns the best epoch so far.
 
         A task that refines goes on from its parent's best weights with (almost) the whole
-        network, and instead of the cached views every epoch sees each image changed anew.
+        network, and instead of the cached views every epoch sees each image changed anew. Its
+        last epoch is what it is for, where the rate has come down, whatever the earlier ones score.
         """
         started = time.monotonic()
         self.prepare()
@@ -385,7 +386,8 @@ class Trainer:
                 raise TrialError(
                     "nan", f"The loss was {row['loss']} and the score {score} in epoch {epoch}."
                 )
-            if meta["best_score"] is None or better(self.spec.objective, score, meta["best_score"]):
+            anew = task.refines > 0 or meta["best_score"] is None
+            if anew or better(self.spec.objective, score, meta["best_score"]):
                 meta |= {"best_score": score, "best_epoch": epoch}
                 best = averaged
             meta["epoch"] = epoch
