@@ -6,6 +6,7 @@ from sklearn.calibration import calibration_curve
 
 from automl.evaluation.calibration import (
     apply_calibration,
+    class_mixture,
     fit_temperature,
     logits_of,
     prior_shift,
@@ -64,6 +65,31 @@ def test_a_faultless_validation_set_does_not_make_the_model_certain():
 def test_an_empty_or_useless_set_gives_a_usable_temperature():
     assert fit_temperature(np.zeros((0, 2)), np.zeros(0, int)) == 1.0
     assert fit_temperature(np.zeros((10, 2)), np.zeros(10, int)) == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_mixture_is_validations_once_it_has_enough_images():
+    train = np.array([600, 400])
+    assert class_mixture(train, np.array([60, 40])) == pytest.approx(np.array([72, 48]))
+    other = class_mixture(train, np.array([120, 256]))
+    assert other[1] / other.sum() == pytest.approx(256 / 376, abs=0.02)
+    few = class_mixture(train, np.array([3, 0]))
+    assert few[1] / few.sum() == pytest.approx(0.35, abs=0.01)
+    assert (class_mixture(np.array([5, 5, 1]), np.array([2, 0, 0])) > 0).all()
+
+
+def test_probabilities_are_calibrated_where_validation_has_another_mixture():
+    draw = np.random.default_rng(0)
+    y = (draw.random(4000) < 0.7).astype(int)
+    # The logits of a model of balanced classes whose scores are normal in each.
+    logits = 4 * (draw.normal(2 * y - 1, 1.0)) / 2
+    trained, val = np.array([600, 400]), np.bincount(y)
+    moved = prior_shift(class_mixture(trained, val), np.array([600, 600]))
+    stayed = prior_shift(trained, np.array([600, 600]))
+    losses = [
+        -np.log(apply_calibration(logits, 1.0, shift)[np.arange(4000), y]).mean()
+        for shift in (moved, stayed)
+    ]
+    assert losses[0] < losses[1] - 0.03
 
 
 def test_prior_shift_restores_the_prevalence():

@@ -1,8 +1,9 @@
 """Do the probabilities mean what they say? Temperature, prior correction, reliability bins.
 
 Training on an oversampled set teaches the model the wrong prevalence. Two corrections follow,
-in this order: add the known change of the log prior to the logits (`prior_shift`; Saerens,
-Latinne & Decaestecker 2002, doi 10.1162/089976602753284446), then divide by one temperature
+in this order: add the known change of the log prior to the logits (`prior_shift` to the
+`class_mixture` of validation; Saerens, Latinne & Decaestecker 2002, doi
+10.1162/089976602753284446), then divide by one temperature
 fitted on the validation set (`fit_temperature`; Guo et al. 2017, arXiv 1706.04599). For two
 classes neither changes the order of the images, so ROC AUC stays as it was.
 """
@@ -21,6 +22,9 @@ from automl.evaluation.metrics import (
     weighted_ece,
 )
 
+# So many images must a validation set have before its own mixture of classes counts for more than
+# training's: with fewer it is chance.
+MIXTURE_IMAGES = 20
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 
 
@@ -59,16 +63,27 @@ def fit_temperature(logits: np.ndarray, y_true: np.ndarray) -> float:
 
 
 def prior_shift(counts_before: np.ndarray, counts_after: np.ndarray) -> np.ndarray:
-    """What to add to the logits (k,) so that they speak of the data before balancing.
+    """What to add to the logits (k,) so that they speak of another mixture of classes.
 
-    ``counts_before`` and ``counts_after`` are training images (or total weights) by class,
-    before and after oversampling or weighting; all > 0. The largest shift is 0, and for a
-    single logit of the positive class add ``shift[1] - shift[0]``.
+    ``counts_before`` are images by class in the mixture that is meant, ``counts_after`` those
+    (or total weights) that were trained on, after oversampling or weighting; all > 0. The
+    largest shift is 0, and for a single logit of the positive class add ``shift[1] - shift[0]``.
     """
     before = np.asarray(counts_before, dtype=np.float64)
     after = np.asarray(counts_after, dtype=np.float64)
     shift = np.log(before / before.sum()) - np.log(after / after.sum())
     return shift - shift.max()
+
+
+def class_mixture(train_counts: np.ndarray, val_counts: np.ndarray) -> np.ndarray:
+    """Images by class (k,), as many as validation has and some drawn as training's are; all > 0.
+
+    Probabilities are calibrated for the images that calibrate them. Where a split divides at
+    random or by groups both mixtures are one. Where it follows time or site they are not, and
+    validation is the nearer to what comes next.
+    """
+    train = np.asarray(train_counts, dtype=np.float64)
+    return np.asarray(val_counts) + MIXTURE_IMAGES * train / train.sum()
 
 
 def apply_calibration(

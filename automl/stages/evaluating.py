@@ -13,6 +13,7 @@ from automl.data.split import rows_without_twins
 from automl.evaluation.baselines import all_baselines, predict_out_of_fold
 from automl.evaluation.calibration import (
     apply_calibration,
+    class_mixture,
     fit_temperature,
     prior_shift,
 )
@@ -73,7 +74,7 @@ def finish_model(
 ) -> Winner:
     """The best trial as one whole model, calibrated on validation.
 
-    The logits are first moved back from the balanced classes to the training data's own,
+    The logits are first moved from the balanced classes to validation's mixture of them,
     then divided by a temperature; both are part of the model. So is the mean over an image and
     its mirror image, unless that is clearly worse on validation, see ``is_not_worse``.
     """
@@ -81,9 +82,10 @@ def finish_model(
     targets = scan.dataset.targets
     counts = np.bincount(targets[spec.train_rows], minlength=spec.n_classes)
     balanced = np.full_like(counts, counts.max()) if spec.balance != "none" else counts
-    shift = prior_shift(counts, balanced)
-    head_shift = np.array([shift[1] - shift[0]]) if spec.n_classes == 2 else shift
     val, test = split.rows("val"), split.rows("test")
+    mixture = class_mixture(counts, np.bincount(targets[val], minlength=spec.n_classes))
+    shift = prior_shift(mixture, balanced)
+    head_shift = np.array([shift[1] - shift[0]]) if spec.n_classes == 2 else shift
     steps = iter(range(4))
     best = study.best.params, study.checkpoint
     engines = {}
