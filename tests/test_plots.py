@@ -1,6 +1,7 @@
 """Figures: the numbers first, then that drawing them is repeatable, small and clean."""
 
 import re
+from copy import deepcopy
 from functools import cache
 from xml.etree import ElementTree
 
@@ -70,6 +71,20 @@ def test_axis_positions_follow_the_sampling():
     assert figures_search.axis_position(linear, 0.25) == pytest.approx(0.5)
     assert figures_search.axis_position(choice, 64) == 0.5
     assert figures_search.axis_position(choice, 7) is None
+
+
+def test_learning_curves_mark_where_the_refinement_began():
+    report = deepcopy(full())
+    last = report["search"]["curves"][-1]["epoch"]
+    report["search"]["curves"] += [
+        {**report["search"]["curves"][-1], "epoch": last + more, "round": 9} for more in (1, 2)
+    ]
+    refinement = {"number": 9, "parent": 8, "epochs": 2, "score": 0.9, "score_before": 0.8}
+    for used, label in ((True, "refined"), (False, "promoted")):
+        report["search"]["refinement"] = {**refinement, "used": used}
+        figure = figures_search.learning_figure(report)
+        assert figure.panels[0].marks[-1] == (last, label)
+        assert ("refinement" in figure.caption) == used
 
 
 def test_learning_curves_mark_where_the_configuration_was_promoted():

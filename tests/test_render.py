@@ -77,6 +77,25 @@ def full(tmp_path_factory):
     return report, text, Page(text), folder
 
 
+@pytest.mark.parametrize(
+    ("score", "used", "text"),
+    [
+        (0.99, True, "goes on from trial 8, the best of the schedule (0.9800), for 2 epochs"),
+        (0.97, False, "reached 0.9700 on validation and was not used"),
+        (None, False, "failed (trial 9) and was not used"),
+    ],
+)
+def test_the_winner_says_what_became_of_its_refinement(score, used, text, tmp_path):
+    report = report_fixture.full_report()
+    report["search"]["refinement"] = {
+        "number": 9, "parent": 8, "epochs": 2, "score": score, "score_before": 0.98,
+        "seconds": 3.0, "used": used,
+    }  # fmt: skip
+    page = render.render_report(build_report(report), tmp_path, NOON).read_text()
+    assert text in page
+    assert 'id="refinement"' not in rendered(tmp_path)[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REPORTS)
 def test_every_kind_of_report_renders_into_a_well_formed_page(name, tmp_path):

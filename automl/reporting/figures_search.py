@@ -306,8 +306,13 @@ def learning_figure(report: dict[str, Any]) -> Figure | None:
     names = [name for name in curves[0] if name not in ("epoch", "round")]
     losses = [name for name in ("loss", "val_loss") if name in names]
     scores = [name for name in names if name.startswith("val_") and name != "val_loss"]
+    refinement = report["search"].get("refinement")
+    refined = refinement["epochs"] if refinement and refinement["used"] else 0
     marks = tuple(
-        (float(now["epoch"]), "promoted")
+        (
+            float(now["epoch"]),
+            "refined" if refined and now["epoch"] == curves[-1]["epoch"] - refined else "promoted",
+        )
         for now, after in pairwise(curves)
         if now.get("round") is not None and now.get("round") != after.get("round")
     )
@@ -338,7 +343,10 @@ def learning_figure(report: dict[str, Any]) -> Figure | None:
         ("Epoch", *map(curve_name, names)),
         rows,
         wide=True,
-        caption="Dotted lines mark where Hyperband promoted this configuration." if marks else "",
+        caption="Dotted lines mark where Hyperband promoted this configuration"
+        f"{', and where its refinement began' if refined else ''}."
+        if marks
+        else "",
     )
 
 

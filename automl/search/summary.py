@@ -80,8 +80,13 @@ def trial_row(number: int, trial: Trial) -> dict[str, Any]:
 
 
 def winner_curves(study: Study) -> list[dict[str, Any]]:
-    """Every epoch of the winning configuration, rung after rung."""
-    chain = [trial for trial in study.trials if trial.configuration == study.best.configuration]
+    """Every epoch of the winning configuration, rung after rung; of a refinement if it is used."""
+    chain = [
+        trial
+        for trial in study.trials
+        if trial.configuration == study.best.configuration
+        and (not trial.refines or trial == study.best)
+    ]
     epochs = {}
     for trial in sorted(chain, key=lambda trial: trial.round):
         for row in trial.history:
