@@ -182,7 +182,7 @@ def test_a_cluster_that_is_killed_and_restarted_finds_what_one_worker_finds(benc
     one = search(bench, work, "one", "--workers", "1", "--threads", "1")
     one.finish()
     expected = bench.trials(one.run)
-    assert len(expected) == 6
+    assert len(expected) == 7, "six rungs and the refinement"
     many = search(bench, work, "many", "--scheduler", cluster.address)
     wait_for(bench, many, 2)
     cluster.kill_worker(0)
