@@ -128,7 +128,7 @@ class SearchConfig:
     )
     threads: int | None = setting(
         None,
-        "processor threads of each trial; default a worker's share, for the second trial all",
+        "processor threads of each trial; default a worker's share, for the second and the last all",
         low=1,
         high=1024,
     )
