@@ -128,7 +128,7 @@ class SearchConfig:
     )
     threads: int | None = setting(
         None,
-        "processor threads of each trial; default a worker's share, for the second and the last all",
+        "threads of each trial; default a worker's share, all for the second and a refinement",
         low=1,
         high=1024,
     )
