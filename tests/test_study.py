@@ -225,7 +225,7 @@ def test_a_clock_that_jumps_back_does_not_change_durations(tmp_path, monkeypatch
 
 def test_summary_counts_and_numbers_agree(tmp_path):
     study = run(tmp_path, Pretend({"0002-0": TrialError("nan", "NaN")}))
-    summary = summarise_study(study, describe_space(make_study(tmp_path).make_oracle().get_space()))
+    summary = summarise_study(study, describe_space(study_space(tmp_path)))
     assert (summary["trials"], summary["failed"]) == (23, 1)
     assert [row["number"] for row in summary["rows"]] == list(range(1, 24))
     best = next(row for row in summary["rows"] if row["number"] == summary["best"]["number"])

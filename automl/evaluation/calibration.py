@@ -3,9 +3,9 @@
 Training on an oversampled set teaches the model the wrong prevalence. Two corrections follow,
 in this order: add the known change of the log prior to the logits (`prior_shift` to the
 `class_mixture` of validation; Saerens, Latinne & Decaestecker 2002, doi
-10.1162/089976602753284446), then divide by one temperature
-fitted on the validation set (`fit_temperature`; Guo et al. 2017, arXiv 1706.04599). For two
-classes neither changes the order of the images, so ROC AUC stays as it was.
+10.1162/089976602753284446), then divide by one temperature fitted on the validation set
+(`fit_temperature`; Guo et al. 2017, arXiv 1706.04599). For two classes neither changes the order
+of the images, so ROC AUC stays as it was.
 """
 
 from typing import Any

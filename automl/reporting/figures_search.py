@@ -307,12 +307,10 @@ def learning_figure(report: dict[str, Any]) -> Figure | None:
     losses = [name for name in ("loss", "val_loss") if name in names]
     scores = [name for name in names if name.startswith("val_") and name != "val_loss"]
     refinement = report["search"].get("refinement")
-    refined = refinement["epochs"] if refinement and refinement["used"] else 0
+    refined = bool(refinement and refinement["used"])
+    began = curves[-1]["epoch"] - refinement["epochs"] if refined else None
     marks = tuple(
-        (
-            float(now["epoch"]),
-            "refined" if refined and now["epoch"] == curves[-1]["epoch"] - refined else "promoted",
-        )
+        (float(now["epoch"]), "refined" if now["epoch"] == began else "promoted")
         for now, after in pairwise(curves)
         if now.get("round") is not None and now.get("round") != after.get("round")
     )

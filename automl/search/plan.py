@@ -137,10 +137,11 @@ def refine_seconds(
     networks: dict[float, Network], speeds: dict[float, Speeds], spec: StudySpec, epochs: int
 ) -> float:
     """Expected seconds of one worker for ``epochs`` of refinement, of the dearest width."""
-    n = balanced_size(spec) + len(spec.val_rows) / 3
-    deepest = max(spec.depths)
+    n_train, n_val, deepest = balanced_size(spec), len(spec.val_rows), max(spec.depths)
     return max(
-        epochs * n * speeds[width].train[deepest] * networks[width].refine_cost for width in speeds
+        networks[width].refine_cost
+        * trial_seconds(table, deepest, epochs, n_train, n_val, fresh=False)
+        for width, table in speeds.items()
     )
 
 

@@ -171,18 +171,12 @@ class Program:
             for variable, value in zip(self.optimizer.trained, raw, strict=True):
                 variable.assign(value)
 
-    def load_top(self, arrays: dict[str, np.ndarray]) -> None:
-        """The head, and the last layers of the body: as many as ``arrays`` has."""
-        for variable in self.head:
-            variable.assign(arrays[f"head/{variable.name}"])
-        body = [arrays[f"body/{i}"] for i in range(len(arrays) - len(self.head))]
-        for variable, value in zip(self.body[len(self.body) - len(body) :], body, strict=True):
-            variable.assign(value)
-
     def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Head, optimizer and body; a shallower trial's body is the end of this one."""
         for variable in self.head:
             variable.assign(arrays[f"head/{variable.name}"])
-        for i, variable in enumerate(self.body):
+        below = len(self.body) - sum(name.startswith("body/") for name in arrays)
+        for i, variable in enumerate(self.body[below:]):
             variable.assign(arrays[f"body/{i}"])
         for i, variable in enumerate(self.optimizer.variables):
             if f"optimizer/{i}" in arrays:
@@ -369,7 +363,7 @@ class Trainer:
         if task.refines:
             assert task.parent is not None
             _, parent, _ = read_checkpoint(task.parent)
-            program.load_top(parent)
+            program.load(parent)
             program.optimizer.reset()
             meta["epoch"] = task.epochs - task.refines
         elif task.parent is not None and task.parent.exists():

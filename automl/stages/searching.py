@@ -141,7 +141,7 @@ def make_plan(
 
     # Who wants heads on frozen layers alone gets no trained layers by a side door.
     refines = config.refine_epochs if max(spec.depths) else 0
-    refinement = refine_seconds(networks, speeds, spec, refines)
+    refinement = refine_seconds(networks, speeds, spec, refines) if refines else 0.0
 
     def plan_of(schedule: list[list[tuple[int, int]]]) -> tuple[StudyPlan, float]:
         study = StudyPlan(spec, schedule, config.width, config.batch_size, folder, refines)
