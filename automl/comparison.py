@@ -13,7 +13,8 @@ from automl.data.split import rows_without_twins
 from automl.evaluation.intervals import bootstrap_metrics
 from automl.evaluation.plain import to_json
 from automl.records import Scan, Split, Study
-from automl.search.trial import TrialError, TrialTask, run_trial
+from automl.search.spec import TrialError, TrialTask
+from automl.search.trial import run_trial
 from automl.search.worker import WorkerError, WorkerPool
 from automl.stages.evaluating import finish_model
 from automl.stages.searching import SearchPlan

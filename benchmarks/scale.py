@@ -93,7 +93,8 @@ def measure(folder: Path, cache: Path) -> dict[str, tuple[float, float]]:
     split = stages.run("split", lambda: make_split(scan, twins, config))
     stages.run("audit", lambda: audit_dataset(scan, twins, split, config))
 
-    from automl.search.trial import TrialTask, get_trainer
+    from automl.search.spec import TrialTask
+    from automl.search.trial import get_trainer
     from automl.search.worker import prepare_framework
     from automl.stages.searching import make_spec
 

@@ -14,19 +14,13 @@ from sklearn.metrics import roc_auc_score
 from automl.errors import StorageError
 from automl.search.activations import Activations, evict
 from automl.search.checkpoint import read_checkpoint
+from automl.search.course import REFINE_DEPTH, REFINE_RATE
 from automl.search.engine import litert_engine, tensorflow_engine
 from automl.search.model import cut_layer, cut_prefix, trained_variables
 from automl.search.plan import measure_speeds
 from automl.search.spec import PixelSource, StudySpec, TrialTask
 from automl.search.suffix import build_suffix
-from automl.search.trial import (
-    REFINE_DEPTH,
-    REFINE_RATE,
-    balance_rows,
-    digest_checkpoint,
-    get_trainer,
-    run_trial,
-)
+from automl.search.trial import balance_rows, digest_checkpoint, get_trainer, run_trial
 from automl.search.views import make_view
 from automl.search.weights import digest_weights, load_backbone
 

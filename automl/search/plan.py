@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from automl.search.activations import BLOCK
+from automl.search.course import HEAD_FIRST_EPOCHS, REFINE_DEPTH
 from automl.search.engine import choose_engine, each, engine_name
 from automl.search.hyperband import make_schedule
 from automl.search.model import (
@@ -17,15 +18,9 @@ from automl.search.model import (
     trained_layers,
     trained_variables,
 )
+from automl.search.program import head_shapes
 from automl.search.spec import Network, Speeds, StudySpec
-from automl.search.trial import (
-    CHUNK_BYTES,
-    HEAD_FIRST_EPOCHS,
-    REFINE_DEPTH,
-    balanced_size,
-    get_trainer,
-    head_shapes,
-)
+from automl.search.trial import CHUNK_BYTES, balanced_size, get_trainer
 
 Schedule = list[list[tuple[int, int]]]
 # Epochs of the longest trial that a budget may choose.

@@ -14,6 +14,7 @@ from automl.console import Console
 from automl.errors import SearchError
 from automl.folder import check_fingerprint
 from automl.records import Scan, Split, Study
+from automl.search.course import trained_depth
 from automl.search.hyperband import make_schedule
 from automl.search.model import count_macs, trained_layers
 from automl.search.plan import (
@@ -33,7 +34,7 @@ from automl.search.space import describe_space
 from automl.search.spec import Network, PixelSource, Speeds, StudySpec
 from automl.search.study import CRASH_RETRIES, StudyPlan, run_study
 from automl.search.summary import summarise_study
-from automl.search.trial import Trainer, prepare_trainer, trained_depth
+from automl.search.trial import Trainer, prepare_trainer
 from automl.search.worker import WorkerError
 from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
