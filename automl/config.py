@@ -18,6 +18,8 @@ BALANCES = ("oversample", "class_weight", "none")
 # Keras has ImageNet weights for these widths and square input sizes only.
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 N_BLOCKS = 17
+# More epochs of refinement than these bring hardly anything.
+REFINE_IN_BUDGET = 9
 
 # What a preset changes, and what it costs on two cores without a GPU for 3,762 images.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -103,10 +105,11 @@ class SearchConfig:
     )
     max_epochs: int = setting(27, "epochs of the longest trial (R)", low=1, high=1000)
     min_epochs: int = setting(1, "epochs of the shortest trial", low=1, high=1000)
-    refine_epochs: int = setting(
-        0,
+    refine_epochs: int | None = setting(
+        None,
         "epochs that the winner is trained on after the search, nearly all of the network on "
-        "images changed anew in every epoch; kept if validation is better",
+        "images changed anew in every epoch, kept if validation is better; default none, or "
+        f"as many as --budget has time for, at most {REFINE_IN_BUDGET}",
         low=0,
         high=1000,
     )
@@ -192,6 +195,16 @@ class SearchConfig:
         if self.weights is not None:
             return self.weights
         return "none" if self.data == "sample" else "imagenet"
+
+    @property
+    def most_refine_epochs(self) -> int:
+        """``refine_epochs``, or what a budget may choose; none where no block is trained."""
+        # Who wants heads on frozen layers alone gets no trained layers by a side door.
+        if not max(self.fine_tune_depths):
+            return 0
+        if self.refine_epochs is None:
+            return REFINE_IN_BUDGET if self.budget else 0
+        return self.refine_epochs
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; tuples become lists."""

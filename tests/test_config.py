@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from automl.config import PRESETS, SearchConfig, make_config, parse_seconds
+from automl.config import PRESETS, REFINE_IN_BUDGET, SearchConfig, make_config, parse_seconds
 from automl.errors import UsageError
 
 
@@ -139,6 +139,14 @@ def test_weights_default_to_none_for_the_sample_only():
     assert make_config({}).weights_used == "none"
     assert make_config({"data": "scans"}).weights_used == "imagenet"
     assert make_config({"weights": "imagenet"}).weights_used == "imagenet"
+
+
+def test_a_budget_may_refine_and_heads_on_frozen_layers_are_never_refined():
+    assert make_config({}).most_refine_epochs == 0
+    assert make_config({"budget": "10m"}).most_refine_epochs == REFINE_IN_BUDGET
+    assert make_config({"budget": "10m", "refine_epochs": 0}).most_refine_epochs == 0
+    assert make_config({"preset": "balanced", "budget": "10m"}).most_refine_epochs == 4
+    assert make_config({"preset": "balanced", "fine_tune_depths": 0}).most_refine_epochs == 0
 
 
 def test_a_config_cannot_be_changed_only_replaced():

@@ -54,6 +54,7 @@ def test_a_trial_is_given_up_only_long_after_its_time(tmp_path):
     assert hang_seconds(SPEEDS, spec, [[(3, 1), (1, 3)]]) == 900
     seconds = hang_seconds(SPEEDS, spec, [[(3, 1), (1, 27)]])
     assert seconds == pytest.approx(20 * (27 * 6.0 + TRIAL_SECONDS))
+    assert hang_seconds(SPEEDS, spec, [[(3, 1), (1, 3)]], refinement=60.0) == 1200
 
 
 def test_bytes_grow_with_views_and_workers(tmp_path):

@@ -70,12 +70,26 @@ def make_study(folder: Path, max_epochs: int = 9) -> StudyPlan:
 
 
 def run(
-    folder: Path, executor: Pretend, max_epochs: int = 9, workers: int = 1, refine_epochs: int = 0
+    folder: Path,
+    executor: Pretend,
+    max_epochs: int = 9,
+    workers: int = 1,
+    refine_epochs: int = 0,
+    seconds: float | None = None,
+    refine_epoch: float = 0.0,
 ):
     folder.mkdir(exist_ok=True)
     plan = replace(make_study(folder, max_epochs), refine_epochs=refine_epochs)
+    deadline = seconds and time.monotonic() + seconds
     with Journal(folder / "journal.jsonl") as journal:
-        return run_study(plan, executor, journal, workers=workers)
+        return run_study(
+            plan,
+            executor,
+            journal,
+            workers=workers,
+            deadline=deadline,
+            refine_epoch=refine_epoch,
+        )
 
 
 def study_space(folder: Path):
@@ -142,6 +156,24 @@ def test_a_refinement_that_was_interrupted_is_made_when_the_study_goes_on(tmp_pa
     study = run(tmp_path / "half", rest, refine_epochs=2)
     assert result_of(study) == result_of(whole) and study.best.refines == 2
     assert len(rest.ran) == 23 - after
+
+
+@pytest.mark.parametrize(
+    ("most", "epoch", "epochs"),
+    [(9, 10.0, 9), (9, 100.0, 7), (9, 260.0, 3), (9, 280.0, 0), (2, 300.0, 2), (0, 10.0, 0)],
+)
+def test_before_a_deadline_a_refinement_has_as_many_epochs_as_have_time(
+    tmp_path, most, epoch, epochs
+):
+    study = run(tmp_path, Pretend(), refine_epochs=most, seconds=1000, refine_epoch=epoch)
+    assert sum(trial.refines for trial in study.trials) == epochs
+
+
+def test_a_refinement_goes_on_with_the_epochs_it_was_begun_with(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Pretend(stop_after=22), refine_epochs=9, seconds=1000, refine_epoch=150.0)
+    study = run(tmp_path, Pretend(), refine_epochs=9, seconds=10000, refine_epoch=150.0)
+    assert [trial.refines for trial in study.trials if trial.refines] == [5]
 
 
 def test_a_refinement_that_fails_leaves_the_best_as_it_is(tmp_path):

@@ -27,6 +27,9 @@ Schedule = list[list[tuple[int, int]]]
 CHOICES = (1, 2, 3, 4, 6, 9, 12, 18, 27, 54, 81)
 # Share of the time left that a schedule may be expected to take: estimates are within 30 %.
 BUDGET_SHARE = 0.8
+# Share of that which may go to the refinement, and the fewest epochs it is worth beginning for.
+REFINE_SHARE = 0.35
+REFINE_LEAST = 3
 # Seconds of a trial besides training: reset, checkpoint, journal.
 TRIAL_SECONDS = 0.15
 MEASURED_BATCHES = 3
@@ -129,15 +132,23 @@ def trial_seconds(
 
 
 def refine_seconds(
-    networks: dict[float, Network], speeds: dict[float, Speeds], spec: StudySpec, epochs: int
+    networks: dict[float, Network], speeds: dict[float, Speeds], spec: StudySpec
 ) -> float:
-    """Expected seconds of one worker for ``epochs`` of refinement, of the dearest width."""
+    """Expected seconds of one worker for an epoch of refinement, of the dearest width."""
     n_train, n_val, deepest = balanced_size(spec), len(spec.val_rows), max(spec.depths)
     return max(
-        networks[width].refine_cost
-        * trial_seconds(table, deepest, epochs, n_train, n_val, fresh=False)
+        networks[width].refine_cost * trial_seconds(table, deepest, 1, n_train, n_val, fresh=False)
         for width, table in speeds.items()
     )
+
+
+def fit_refinement(most: int, seconds: float, epoch: float) -> int:
+    """Epochs of refinement, at most ``most``, that fit into ``seconds`` of ``epoch`` each.
+
+    None rather than too few: below ``REFINE_LEAST`` the rate falls before anything is learned.
+    """
+    epochs = most if epoch <= 0 else min(most, int(seconds / epoch))
+    return epochs if epochs >= min(most, REFINE_LEAST) else 0
 
 
 def estimate_seconds(
@@ -175,7 +186,9 @@ def estimate_seconds(
     return max(total / workers, longest)
 
 
-def hang_seconds(speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedule) -> float:
+def hang_seconds(
+    speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedule, refinement: float = 0.0
+) -> float:
     """Seconds after which a trial must be hanging: many times what the dearest one takes."""
     epochs = max(epochs for rungs in schedule for _, epochs in rungs)
     n_train, n_val = balanced_size(spec), len(spec.val_rows)
@@ -184,7 +197,7 @@ def hang_seconds(speeds: dict[float, Speeds], spec: StudySpec, schedule: Schedul
         for table in speeds.values()
         for depth in spec.depths
     )
-    return max(HANG_SECONDS, HANG_FACTOR * dearest)
+    return max(HANG_SECONDS, HANG_FACTOR * max(dearest, refinement))
 
 
 def candidate_schedules(factor: int, min_epochs: int) -> list[Schedule]:

@@ -19,7 +19,7 @@ from automl.errors import AutomlError, SearchError, StorageError
 from automl.records import Study, Trial
 from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle, name_trial
 from automl.search.objective import direction
-from automl.search.plan import balanced_size, trial_seconds
+from automl.search.plan import BUDGET_SHARE, balanced_size, fit_refinement, trial_seconds
 from automl.search.space import define_space
 from automl.search.spec import Speeds, StudySpec, TrialError, TrialResult, TrialTask
 from automl.search.trial import run_trial
@@ -45,6 +45,7 @@ class StudyPlan:
     widths: tuple[float, ...]
     batch_size: int
     folder: Path
+    # At most so many, where time is short.
     refine_epochs: int = 0
 
     def make_oracle(self) -> HyperbandOracle:
@@ -61,7 +62,7 @@ class StudyPlan:
     def checkpoint(self, trial: str) -> Path:
         return self.folder / "checkpoints" / f"{trial}.npz"
 
-    def refinement(self, winner: Trial) -> Trial:
+    def refinement(self, winner: Trial, refines: int) -> Trial:
         """The trial that goes on from the best of the schedule: one more round of its bracket."""
         # Brackets are numbered from the end, the first one highest.
         rounds = len(self.schedule[-1 - winner.bracket])
@@ -71,10 +72,10 @@ class StudyPlan:
             bracket=winner.bracket,
             round=rounds,
             initial_epoch=winner.epochs,
-            epochs=winner.epochs + self.refine_epochs,
+            epochs=winner.epochs + refines,
             params=winner.params,
             parent=winner.trial,
-            refines=self.refine_epochs,
+            refines=refines,
         )
 
 
@@ -82,7 +83,7 @@ class Progress:
     """Epochs done, best so far and expected work left, for the person who waits.
 
     Work is in seconds of one worker; ``total`` is what the whole schedule is expected to take,
-    ``refinement`` what of it is the refinement.
+    ``refine_epoch`` what an epoch of refinement takes.
     """
 
     def __init__(
@@ -91,10 +92,10 @@ class Progress:
         speeds: dict[float, Speeds],
         total: float,
         show: Any,
-        refinement: float = 0.0,
+        refine_epoch: float = 0.0,
     ) -> None:
         self.plan, self.speeds, self.total, self.show = plan, speeds, total, show
-        self.refinement = refinement
+        self.refine_epoch = refine_epoch
         self.done = 0.0
         # By trial its work, when it began and its pace; kept, since a thousand workers would ask
         # for a thousand at every answer.
@@ -106,7 +107,7 @@ class Progress:
         if not self.speeds:
             return 0.0
         if trial.refines:
-            return self.refinement
+            return trial.refines * self.refine_epoch
         return trial_seconds(
             self.speeds[float(trial.params["width"])],
             int(trial.params["fine_tune_depth"]),
@@ -147,7 +148,7 @@ def run_study(
     deadline: float | None = None,
     speeds: dict[float, Speeds] | None = None,
     expected_work: float = 1.0,
-    expected_refinement: float = 0.0,
+    refine_epoch: float = 0.0,
     show: Callable[[int, Trial | None, int, int], None] | None = None,
     started: float | None = None,
 ) -> Study:
@@ -158,8 +159,9 @@ def run_study(
         workers: trials at the same time, or a function that says how many just now.
         lead: runs the oracle's lead and the refinement, beside which nothing is started; in
             between it has no process.
-        speeds, expected_work, expected_refinement, show: for the progress line only; see
-            ``Progress``.
+        refine_epoch: expected seconds of one worker for an epoch of refinement. Before a
+            deadline there are as many as have time.
+        speeds, expected_work, show: for the progress line only; see ``Progress``.
         started: when this session's search began (``time.monotonic``), cache included.
 
     Raises:
@@ -170,9 +172,7 @@ def run_study(
     offset = max((event.get("elapsed", 0.0) for event in journal.events), default=0.0)
     oracle = plan.make_oracle()
     known = {e["trial"]: e for e in journal.events if e["event"] == "trial_ended"}
-    progress = Progress(
-        plan, speeds or {}, expected_work, show or (lambda *_: None), expected_refinement
-    )
+    progress = Progress(plan, speeds or {}, expected_work, show or (lambda *_: None), refine_epoch)
     ended: dict[str, Trial] = {}
     running: dict[Future[TrialResult], Attempt] = {}
     answered: SimpleQueue[Future[TrialResult]] = SimpleQueue()
@@ -195,10 +195,21 @@ def run_study(
         asked = oracle.create_trial(f"worker {len(ended)}/{len(running)}")
         if asked.status == RUNNING:
             return trial_of(asked)
-        if running or not plan.refine_epochs or progress.best is None:
+        if running or progress.best is None or any(trial.refines for trial in ended.values()):
             return None
-        refinement = plan.refinement(progress.best)
-        return None if any(trial.refines for trial in ended.values()) else refinement
+        refines = count_refines()
+        return plan.refinement(progress.best, refines) if refines else None
+
+    def count_refines() -> int:
+        """Epochs of the refinement: those it was begun with, or as many as have time."""
+        for event in journal.events:
+            if event["event"] == "trial_started" and event.get("refines"):
+                return int(event["refines"])
+        if deadline is None:
+            return plan.refine_epochs
+        left = BUDGET_SHARE * (deadline - time.monotonic())
+        pace = count_workers() if lead is not None else 1
+        return fit_refinement(plan.refine_epochs, left, refine_epoch / pace)
 
     def room() -> int:
         """Trials that may be started now."""

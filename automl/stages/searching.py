@@ -1,6 +1,7 @@
 """The search: plan it, fill the cache, train the trials, describe what came out."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,14 @@ from automl.search.hyperband import make_schedule
 from automl.search.model import count_macs, trained_layers
 from automl.search.plan import (
     BUDGET_SHARE,
+    REFINE_SHARE,
     balanced_size,
     candidate_schedules,
     describe_network,
     describe_schedule,
     estimate_bytes,
     estimate_seconds,
+    fit_refinement,
     hang_seconds,
     mean_speeds,
     measure_speeds,
@@ -59,7 +62,8 @@ class SearchPlan:
     networks: dict[float, Network]
     speeds: dict[float, Speeds]
     expected_seconds: float
-    expected_refinement: float
+    refine_epochs: int
+    refine_epoch: float
     description: dict[str, Any]
 
 
@@ -140,12 +144,14 @@ def make_plan(
         for width in config.width:
             Trainer(spec, width)
 
-    # Who wants heads on frozen layers alone gets no trained layers by a side door.
-    refines = config.refine_epochs if max(spec.depths) else 0
-    refinement = refine_seconds(networks, speeds, spec, refines) if refines else 0.0
+    refine_epoch = refine_seconds(networks, speeds, spec)
+    most = config.most_refine_epochs
+    left = math.inf if deadline is None else BUDGET_SHARE * (deadline - time.monotonic())
+    refines = fit_refinement(most, REFINE_SHARE * left, refine_epoch / workers)
+    refinement = refines * refine_epoch
 
     def plan_of(schedule: list[list[tuple[int, int]]]) -> tuple[StudyPlan, float]:
-        study = StudyPlan(spec, schedule, config.width, config.batch_size, folder, refines)
+        study = StudyPlan(spec, schedule, config.width, config.batch_size, folder, most)
         firsts = study.make_oracle().first_values()
         trials = estimate_seconds(speeds, spec, schedule, firsts, workers)
         return study, filling + trials + refinement / workers
@@ -160,7 +166,6 @@ def make_plan(
         study, seconds = plan_of(make_schedule(config.max_epochs, config.factor, config.min_epochs))
     else:
         plans = [plan_of(s) for s in candidate_schedules(config.factor, config.min_epochs)]
-        left = BUDGET_SHARE * (deadline - time.monotonic())
         fitting = [p for p in plans if p[1] - filling <= left]
         # The largest that fits; where nothing does, the smallest is cut off by the clock.
         study, seconds = (
@@ -172,7 +177,7 @@ def make_plan(
         "bytes": estimate_bytes(list(networks.values()), spec, study.schedule, workers),
         "training_images": balanced_size(spec),
     }
-    return SearchPlan(study, networks, speeds, seconds, refinement, description)
+    return SearchPlan(study, networks, speeds, seconds, refines, refine_epoch, description)
 
 
 def insist(ask: Callable[..., Any], *question: Any) -> Any:
@@ -276,7 +281,12 @@ def search_models(
     measured = time.monotonic() - started - filled
     if config.trial_timeout is None:
         for runner in filter(None, (pool, pool.lead)):
-            runner.timeout = hang_seconds(plan.speeds, spec, plan.study.schedule)
+            runner.timeout = hang_seconds(
+                plan.speeds,
+                spec,
+                plan.study.schedule,
+                plan.study.refine_epochs * plan.refine_epoch,
+            )
 
     def show(trials: int, best: Any, done: int, total: int) -> None:
         score = f", best {config.objective} {best.score:.4f}" if best else ""
@@ -293,7 +303,7 @@ def search_models(
         deadline=deadline,
         speeds=plan.speeds,
         expected_work=(plan.expected_seconds - filled) * pool.size,
-        expected_refinement=plan.expected_refinement,
+        refine_epoch=plan.refine_epoch,
         show=show,
         started=started,
     )
@@ -329,10 +339,11 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
     for bracket in plan.description["brackets"]:
         rungs = " → ".join(f"{r['size']} × {r['epochs']}" for r in bracket["rungs"])
         lines.append(f"  bracket {bracket['bracket']}: {rungs}   (configurations × epochs)")
-    if plan.study.refine_epochs:
+    if plan.refine_epochs:
+        taking = plan.refine_epochs * plan.refine_epoch / plan.description["workers"]
         lines.append(
-            f"  then the best one is refined for {plan.study.refine_epochs} epochs, about "
-            f"{minutes(plan.expected_refinement / plan.description['workers'])}"
+            f"  then the best one is refined for {plan.refine_epochs} epochs, about "
+            f"{minutes(taking)}{'; more or fewer as time is left' if config.budget else ''}"
         )
     size = plan.description["bytes"]
     lines.append(
