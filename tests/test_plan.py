@@ -1,5 +1,6 @@
 """What a search is expected to cost, from made-up speeds."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,13 @@ from automl.config import make_config
 from automl.errors import SearchError
 from automl.search.engine import each
 from automl.search.plan import (
+    REFINE_START_SECONDS,
     TRIAL_SECONDS,
     Network,
     Speeds,
     estimate_bytes,
     estimate_seconds,
+    fit_refinement,
     hang_seconds,
     mean_speeds,
 )
@@ -55,6 +58,13 @@ def test_a_trial_is_given_up_only_long_after_its_time(tmp_path):
     seconds = hang_seconds(SPEEDS, spec, [[(3, 1), (1, 27)]])
     assert seconds == pytest.approx(20 * (27 * 6.0 + TRIAL_SECONDS))
     assert hang_seconds(SPEEDS, spec, [[(3, 1), (1, 3)]], refinement=60.0) == 1200
+
+
+def test_a_refinement_has_what_it_was_asked_for_or_what_fits_or_none():
+    assert fit_refinement(4, math.inf, 50.0) == 4
+    assert fit_refinement(9, REFINE_START_SECONDS + 251, 50.0) == 5
+    assert fit_refinement(9, REFINE_START_SECONDS + 149, 50.0) == 0
+    assert fit_refinement(9, -1.0, 50.0) == 0
 
 
 def test_bytes_grow_with_views_and_workers(tmp_path):

@@ -30,6 +30,8 @@ BUDGET_SHARE = 0.8
 # Share of that which may go to the refinement, and the fewest epochs it is worth beginning for.
 REFINE_SHARE = 0.35
 REFINE_LEAST = 3
+# Its process starts anew, for the memory, and writes its graph.
+REFINE_START_SECONDS = 15.0
 # Seconds of a trial besides training: reset, checkpoint, journal.
 TRIAL_SECONDS = 0.15
 MEASURED_BATCHES = 3
@@ -143,11 +145,11 @@ def refine_seconds(
 
 
 def fit_refinement(most: int, seconds: float, epoch: float) -> int:
-    """Epochs of refinement, at most ``most``, that fit into ``seconds`` of ``epoch`` each.
+    """Epochs of refinement, at most ``most``, that fit into ``seconds`` with ``epoch`` for each.
 
     None rather than too few: below ``REFINE_LEAST`` the rate falls before anything is learned.
     """
-    epochs = most if epoch <= 0 else min(most, int(seconds / epoch))
+    epochs = most if epoch <= 0 else int(min(most, (seconds - REFINE_START_SECONDS) / epoch))
     return epochs if epochs >= min(most, REFINE_LEAST) else 0
 
 
