@@ -340,6 +340,6 @@ def test_a_plan_is_printed_without_training(work):
     result = run(["--data", "scans", "--dry-run", "--json", *QUICK[:-1]], work)
     assert result.returncode == 0, result.stderr
     plan = json.loads(result.stdout)
-    assert plan["trials"] == 22
+    assert (plan["trials"], plan["refine_epochs"]) == (22, 2)
     assert plan["seconds"] > 0
     assert plan["bytes"]["checkpoints"] > 0

@@ -62,7 +62,6 @@ class SearchPlan:
     networks: dict[float, Network]
     speeds: dict[float, Speeds]
     expected_seconds: float
-    refine_epochs: int
     refine_epoch: float
     description: dict[str, Any]
 
@@ -176,8 +175,9 @@ def make_plan(
         "workers": workers,
         "bytes": estimate_bytes(list(networks.values()), spec, study.schedule, workers),
         "training_images": balanced_size(spec),
+        "refine_epochs": refines,
     }
-    return SearchPlan(study, networks, speeds, seconds, refines, refine_epoch, description)
+    return SearchPlan(study, networks, speeds, seconds, refine_epoch, description)
 
 
 def insist(ask: Callable[..., Any], *question: Any) -> Any:
@@ -339,10 +339,11 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
     for bracket in plan.description["brackets"]:
         rungs = " → ".join(f"{r['size']} × {r['epochs']}" for r in bracket["rungs"])
         lines.append(f"  bracket {bracket['bracket']}: {rungs}   (configurations × epochs)")
-    if plan.refine_epochs:
-        taking = plan.refine_epochs * plan.refine_epoch / plan.description["workers"]
+    epochs = plan.description["refine_epochs"]
+    if epochs:
+        taking = epochs * plan.refine_epoch / plan.description["workers"]
         lines.append(
-            f"  then the best one is refined for {plan.refine_epochs} epochs, about "
+            f"  then the best one is refined for {epochs} epochs, about "
             f"{minutes(taking)}{'; more or fewer as time is left' if config.budget else ''}"
         )
     size = plan.description["bytes"]
