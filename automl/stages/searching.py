@@ -56,7 +56,11 @@ PASSES = ("train", "predict")
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """A study about to begin, with what it is expected to cost."""
+    """A study about to begin, with what it is expected to cost.
+
+    ``expected_seconds`` are those of the whole, ``refine_epoch`` those that one worker would
+    take for an epoch of refinement.
+    """
 
     study: StudyPlan
     networks: dict[float, Network]
