@@ -78,18 +78,24 @@ def full(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("score", "used", "text"),
+    ("score", "loss", "used", "text"),
     [
-        (0.99, True, "goes on from trial 8, the best of the schedule (0.9800), for 2 epochs"),
-        (0.97, False, "reached 0.9700 on validation and was not used"),
-        (None, False, "failed (trial 9) and was not used"),
+        (0.99, 0.11, True, "goes on from trial 8, the best of the schedule (0.9800), for 2 epochs"),
+        (
+            0.97,
+            0.09,
+            True,
+            "validation was 0.100 before and 0.090 after; it would have been refused",
+        ),
+        (0.97, 0.11, False, "reached 0.9700 on validation (before: 0.9800) with a loss of 0.110"),
+        (None, None, False, "failed (trial 9) and was not used"),
     ],
 )
-def test_the_winner_says_what_became_of_its_refinement(score, used, text, tmp_path):
+def test_the_winner_says_what_became_of_its_refinement(score, loss, used, text, tmp_path):
     report = report_fixture.full_report()
     report["search"]["refinement"] = {
         "number": 9, "parent": 8, "epochs": 2, "score": score, "score_before": 0.98,
-        "seconds": 3.0, "used": used,
+        "loss": loss, "loss_before": 0.1, "seconds": 3.0, "used": used,
     }  # fmt: skip
     assert text in fill_without_figures(report, tmp_path)
     plain = fill_without_figures(report_fixture.full_report(), tmp_path)

@@ -29,9 +29,9 @@ class Pretend(Executor):
     It stands for the training alone; oracle, study, journal and files are real.
     """
 
-    def __init__(self, failures=None, stop_after=None, gain=0.0):
+    def __init__(self, failures=None, stop_after=None, gain=0.0, loss=1.0):
         self.failures = failures or {}
-        self.gain = gain
+        self.gain, self.loss = gain, loss
         self.stop_after = stop_after
         self.ran = []
 
@@ -52,9 +52,10 @@ class Pretend(Executor):
         rate = np.log10(task.params["learning_rate"])
         score = float(0.9 - 0.05 * abs(rate + 3) + 0.001 * task.epochs)
         score += self.gain if task.refines else 0
-        epochs = range(1, task.epochs + 1)
+        loss = self.loss if task.refines else 1.0
         history = tuple(
-            {"epoch": e, "loss": 1 / e, "val_loss": 1 / e, "seconds": 0.1} for e in epochs
+            {"epoch": e, "loss": 1.0, "val_loss": loss, "val_roc_auc": score, "seconds": 0.1}
+            for e in range(1, task.epochs + 1)
         )
         future.set_result(TrialResult(score, task.epochs, history, 0.1))
         return future
@@ -129,10 +130,15 @@ def test_workers_do_not_change_the_result(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("gain", [0.01, -0.01])
-def test_the_best_is_refined_last_and_delivered_if_that_is_better(tmp_path, gain, workers):
+@pytest.mark.parametrize(
+    ("gain", "loss", "used"),
+    [(0.01, 1.1, True), (-0.01, 0.9, True), (-0.01, 1.0, False)],
+)
+def test_the_best_is_refined_last_and_delivered_unless_score_and_loss_say_no(
+    tmp_path, gain, loss, used, workers
+):
     plain = run(tmp_path / "plain", Pretend())
-    executor = Pretend(gain=gain)
+    executor = Pretend(gain=gain, loss=loss)
     study = run(tmp_path / "refined", executor, workers=workers, refine_epochs=3)
     task = executor.ran[-1]
     assert (task.refines, task.epochs) == (3, plain.best.epochs + 3)
@@ -140,11 +146,12 @@ def test_the_best_is_refined_last_and_delivered_if_that_is_better(tmp_path, gain
     assert [t.refines for t in executor.ran].count(3) == 1 and len(study.trials) == 23
     rungs = [row for row in result_of(study) if row[0] != task.trial]
     assert rungs == result_of(plain), "the schedule is what it was"
-    assert (study.best.trial == task.trial) == (gain > 0)
+    assert (study.best.trial == task.trial) == used
     assert study.checkpoint.exists() and study.best.params == plain.best.params
     refinement = summarise_study(study, describe_space(study_space(tmp_path)))["refinement"]
-    assert refinement["used"] == (gain > 0) and refinement["epochs"] == 3
+    assert refinement["used"] == used and refinement["epochs"] == 3
     assert refinement["score_before"] == plain.best.score
+    assert (refinement["loss_before"], refinement["loss"]) == (1.0, loss)
 
 
 @pytest.mark.parametrize("after", [21, 22, 23])

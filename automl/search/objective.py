@@ -1,5 +1,7 @@
 """What the search optimises, computed from validation logits after every epoch."""
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
@@ -13,6 +15,23 @@ def direction(objective: str) -> str:
 
 def better(objective: str, score: float, than: float) -> bool:
     return score < than if objective in MINIMISED else score > than
+
+
+def best_epoch(epochs: Iterable[Mapping[str, float]], objective: str) -> Mapping[str, float]:
+    """The row of a history with the best ``val_objective``; the first among equals."""
+    sign = 1 if direction(objective) == "max" else -1
+    return max(epochs, key=lambda row: sign * row[f"val_{objective}"])
+
+
+def is_no_worse(objective: str, after: Mapping[str, float], before: Mapping[str, float]) -> bool:
+    """Whether a refinement's last epoch may take the place of the best before it.
+
+    ``before`` is the best of many epochs of many trials, ``after`` one that was decided on
+    without looking: where the ranking is nearly perfect, a difference of the objective alone is
+    luck. So it is refused only if the loss says the same.
+    """
+    key = f"val_{objective}"
+    return better(objective, after[key], before[key]) or after["val_loss"] < before["val_loss"]
 
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:

@@ -18,10 +18,11 @@ import keras_tuner
 from automl.errors import AutomlError, SearchError, StorageError
 from automl.records import Study, Trial
 from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle, name_trial
-from automl.search.objective import direction
+from automl.search.objective import best_epoch, direction, is_no_worse
 from automl.search.plan import BUDGET_SHARE, balanced_size, fit_refinement, trial_seconds
 from automl.search.space import define_space
 from automl.search.spec import Speeds, StudySpec, TrialError, TrialResult, TrialTask
+from automl.search.summary import epochs_of
 from automl.search.trial import run_trial
 from automl.search.worker import WorkerError, WorkerPool
 from automl.tracking.journal import Journal
@@ -235,8 +236,14 @@ def run_study(
         if not trial.refines:
             tell(oracle, plan.spec.objective, trial)
         progress.trial_ended(trial)
-        known_best = [progress.best] if progress.best else []
-        progress.best = find_best([*known_best, trial], plan.spec.objective)
+        if not trial.refines:
+            known_best = [progress.best] if progress.best else []
+            progress.best = find_best([*known_best, trial], plan.spec.objective)
+        elif trial.status == "completed" and progress.best is not None:
+            epochs = epochs_of(progress.best, ended.values())
+            before = best_epoch(epochs, plan.spec.objective)
+            if is_no_worse(plan.spec.objective, trial.history[-1], before):
+                progress.best = trial
 
     stopped = False
     while True:

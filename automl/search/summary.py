@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from automl.records import Study, Trial
-from automl.search.objective import direction
+from automl.search.objective import best_epoch, direction
 
 # Fewer configurations than this say nothing about what mattered.
 ENOUGH_CONFIGURATIONS = 8
@@ -49,12 +49,16 @@ def describe_refinement(study: Study, numbers: dict[str, int]) -> dict[str, Any]
     refinement = next((trial for trial in study.trials if trial.refines), None)
     if refinement is None or refinement.parent is None:
         return None
+    parent = trials[refinement.parent]
+    before = best_epoch(epochs_of(parent, study.trials), study.objective)
     return {
         "number": numbers[refinement.trial],
         "parent": numbers[refinement.parent],
         "epochs": refinement.refines,
         "score": refinement.score,
-        "score_before": trials[refinement.parent].score,
+        "score_before": parent.score,
+        "loss": refinement.history[-1]["val_loss"] if refinement.history else None,
+        "loss_before": before["val_loss"],
         "seconds": refinement.seconds,
         "used": refinement.trial == study.best.trial,
     }
@@ -81,16 +85,29 @@ def trial_row(number: int, trial: Trial) -> dict[str, Any]:
 
 def winner_curves(study: Study) -> list[dict[str, Any]]:
     """Every epoch of the winning configuration, rung after rung; of a refinement if it is used."""
+    last = max(
+        (
+            trial
+            for trial in study.trials
+            if trial.configuration == study.best.configuration
+            and (not trial.refines or trial == study.best)
+        ),
+        key=lambda trial: trial.round,
+    )
+    return epochs_of(last, study.trials)
+
+
+def epochs_of(trial: Trial, trials: Iterable[Trial]) -> list[dict[str, Any]]:
+    """Every epoch that led to ``trial``'s last one, rung after rung."""
     chain = [
-        trial
-        for trial in study.trials
-        if trial.configuration == study.best.configuration
-        and (not trial.refines or trial == study.best)
+        other
+        for other in trials
+        if other.configuration == trial.configuration and other.round <= trial.round
     ]
     epochs = {}
-    for trial in sorted(chain, key=lambda trial: trial.round):
-        for row in trial.history:
-            epochs[row["epoch"]] = {**row, "round": trial.round}
+    for part in sorted(chain, key=lambda part: part.round):
+        for row in part.history:
+            epochs[row["epoch"]] = {**row, "round": part.round}
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
