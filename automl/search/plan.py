@@ -28,7 +28,7 @@ CHOICES = (1, 2, 3, 4, 6, 9, 12, 18, 27, 54, 81)
 # Share of the time left that a schedule may be expected to take: estimates are within 30 %.
 BUDGET_SHARE = 0.8
 # Share of that which may go to the refinement, and the fewest epochs it is worth beginning for.
-REFINE_SHARE = 0.35
+REFINE_SHARE = 0.6
 REFINE_LEAST = 3
 # Its process starts anew, for the memory, and writes its graph.
 REFINE_START_SECONDS = 15.0
