@@ -109,7 +109,7 @@ class SearchConfig:
     refine_epochs: int | None = setting(
         None,
         "epochs that the winner is trained on after the search, nearly all of the network on "
-        "images changed anew in every epoch, kept if validation is better; default none, or "
+        "images changed anew in every epoch, kept unless validation says no; default none, or "
         f"as many as --budget has time for, at most {REFINE_IN_BUDGET}",
         low=0,
         high=1000,
