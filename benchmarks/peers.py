@@ -13,8 +13,9 @@ label of a test image, and has to end by itself within its budget. DIR keeps
 ``.log`` of what it told its user; what is there is not run again. ``--score`` only prints the
 tables.
 
-A budget is the whole command's: start, reading, search, answers. Peers without one (balanced,
-nearest, logistic) run once. ``disturbed`` is the share of the cores' time that others took.
+A budget is the whole command's: start, reading, search, answers. Peers without one (fast,
+balanced, nearest, logistic) run once. ``disturbed`` is the share of the cores' time that others
+took.
 """
 
 import argparse
@@ -97,6 +98,7 @@ PEERS = {
     "balanced": Peer(
         "automl, preset balanced", None, budgeted=False, options=("--preset", "balanced")
     ),
+    "fast": Peer("automl, preset fast", None, budgeted=False, options=("--preset", "fast")),
     "student_as_it_was": Peer("the student project, as it was", None, given_by="student"),
     "student": Peer("the student project, its model asked properly", ("run_student.py",)),
     "keras_tuner": Peer("KerasTuner Hyperband", ("run_keras_tuner.py",)),
