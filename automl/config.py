@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_epochs": 4,
         "factor": 2,
         "views": 2,
-        "refine_epochs": 7,
+        "refine_epochs": 6,
     },
     "best": {
         "image_size": 224,
