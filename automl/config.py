@@ -227,7 +227,11 @@ def make_config(settings: dict[str, Any]) -> SearchConfig:
             raise UsageError(f"There is no setting {key!r}. {hint}")
     preset = parse_value(known["preset"], settings.get("preset", known["preset"].default))
     check_value("preset", preset, known["preset"].metadata)
-    return SearchConfig(**{**PRESETS[preset], **settings})
+    values = dict(PRESETS[preset])
+    if settings.get("budget") is not None:
+        # Which schedule and how much refinement is then what there is time for.
+        values.pop("refine_epochs", None)
+    return SearchConfig(**{**values, **settings})
 
 
 def parse_value(item: Any, value: Any) -> Any:

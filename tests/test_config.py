@@ -131,7 +131,7 @@ def test_settings_that_contradict_each_other_are_refused():
         make_config({"workers": 2, "scheduler": "tcp://a:1"})
     with pytest.raises(UsageError, match="less than a tenth"):
         make_config({"val_fraction": 0.5, "test_fraction": 0.45})
-    with pytest.raises(UsageError, match="--min-epochs 20 is more than --max-epochs 9"):
+    with pytest.raises(UsageError, match="--min-epochs 20 is more than --max-epochs 4"):
         make_config({"min_epochs": 20})
 
 
@@ -142,10 +142,12 @@ def test_weights_default_to_none_for_the_sample_only():
 
 
 def test_a_budget_may_refine_and_heads_on_frozen_layers_are_never_refined():
-    assert make_config({}).most_refine_epochs == 0
-    assert make_config({"budget": "10m"}).most_refine_epochs == REFINE_IN_BUDGET
-    assert make_config({"budget": "10m", "refine_epochs": 0}).most_refine_epochs == 0
-    assert make_config({"preset": "balanced", "budget": "10m"}).most_refine_epochs == 4
+    assert SearchConfig().most_refine_epochs == 0
+    assert make_config({"preset": "balanced"}).most_refine_epochs == 6
+    assert make_config({"preset": "balanced", "budget": "10m"}).most_refine_epochs == (
+        REFINE_IN_BUDGET
+    )
+    assert make_config({"refine_epochs": 0, "budget": "10m"}).most_refine_epochs == 0
     assert make_config({"preset": "balanced", "fine_tune_depths": 0}).most_refine_epochs == 0
 
 
