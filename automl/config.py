@@ -52,11 +52,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "image_size": 224,
         "width": (1.0,),
-        "fine_tune_depths": (0, 2, 4, 7, 10),
-        "max_epochs": 27,
-        "factor": 3,
-        "views": 8,
-        "refine_epochs": 9,
+        "fine_tune_depths": (0, 4, 7),
+        "max_epochs": 6,
+        "factor": 2,
+        "views": 4,
+        "refine_epochs": 12,
     },
 }
 
