@@ -233,17 +233,18 @@ def run_study(
         if lead is not None and is_alone(trial):
             lead.pause()
         ended[trial.trial] = trial
-        if not trial.refines:
-            tell(oracle, plan.spec.objective, trial)
         progress.trial_ended(trial)
         if not trial.refines:
+            tell(oracle, plan.spec.objective, trial)
             known_best = [progress.best] if progress.best else []
             progress.best = find_best([*known_best, trial], plan.spec.objective)
-        elif trial.status == "completed" and progress.best is not None:
-            epochs = epochs_of(progress.best, ended.values())
-            before = best_epoch(epochs, plan.spec.objective)
-            if is_no_worse(plan.spec.objective, trial.history[-1], before):
-                progress.best = trial
+        elif trial.status == "completed" and may_replace(trial, progress.best):
+            progress.best = trial
+
+    def may_replace(refinement: Trial, best: Trial | None) -> bool:
+        assert best is not None
+        before = best_epoch(epochs_of(best, ended.values()), plan.spec.objective)
+        return is_no_worse(plan.spec.objective, refinement.history[-1], before)
 
     stopped = False
     while True:
