@@ -92,6 +92,17 @@ def test_learning_curves_mark_where_the_configuration_was_promoted():
     assert [place for place, _ in panel.marks] == [3.0]
 
 
+def test_marks_close_together_are_not_named_over_one_another():
+    report = deepcopy(full())
+    row = report["search"]["curves"][0]
+    rounds = [0, 1, 2, 2, 2, 2, 2, 2, 3, 3]
+    report["search"]["curves"] = [{**row, "epoch": n + 1, "round": r} for n, r in enumerate(rounds)]
+    figure = figures_search.learning_figure(report)
+    assert [place for place, _ in figure.panels[0].marks] == [1, 2, 8]
+    words = [element.text for element in ElementTree.fromstring(draw_figure(figure)).iter("text")]
+    assert words.count("promoted") == 2 * len(figure.panels)
+
+
 def test_shortcuts_are_listed_strongest_first_after_all_together():
     panel = figures_data.shortcut_figure(full()).panels[0]
     assert panel.labels[0] == "all together"

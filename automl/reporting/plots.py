@@ -6,6 +6,7 @@ page's font; styles become attributes, so the page's policy need not allow inlin
 """
 
 import io
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,8 @@ SETTINGS = {
     "path.simplify_threshold": 0.3,
 }
 MARKERS = ("o", "s", "^", "D", "v", "P")
+# What a word beside a mark takes of the width.
+WORD_SHARE = 0.15
 
 
 def draw_figure(figure: Figure) -> str:
@@ -97,8 +100,12 @@ def paint_lines(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(*panel.x_range)
     if panel.y_range:
         axes.set_ylim(*panel.y_range)
-    for place, word in panel.marks:
+    low, high = axes.get_xlim()
+    following = [*(place for place, _ in panel.marks), math.inf][1:]
+    for (place, word), after in zip(panel.marks, following, strict=True):
         axes.axvline(place, color=MUTED, linestyle=":", linewidth=1)
+        if after - place < WORD_SHARE * (high - low):
+            continue  # the next word would be printed over this one
         axes.annotate(
             word,
             (place, 1),
