@@ -17,6 +17,7 @@ import report_fixture
 from automl.errors import StorageError, UsageError
 from automl.reporting import formats, render
 from automl.reporting.compare import compare_runs, write_index
+from automl.reporting.model_card import make_model_card
 from automl.reporting.page import build_report, read_schema
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -97,7 +98,10 @@ def test_the_winner_says_what_became_of_its_refinement(score, loss, used, text, 
         "number": 9, "parent": 8, "epochs": 2, "score": score, "score_before": 0.98,
         "loss": loss, "loss_before": 0.1, "seconds": 3.0, "used": used,
     }  # fmt: skip
-    assert text in fill_without_figures(report, tmp_path)
+    page, card = fill_without_figures(report, tmp_path), make_model_card(report)
+    assert text in page
+    assert ("<dd>7, until the refinement" in page) == used
+    assert ("- fine tune depth: 7, until the refinement" in card) == used
     plain = fill_without_figures(report_fixture.full_report(), tmp_path)
     assert 'id="refinement"' not in plain
 

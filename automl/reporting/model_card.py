@@ -10,7 +10,6 @@ from typing import Any
 
 from automl.reporting.formats import (
     METRIC_NAMES,
-    brief,
     duration,
     grouping,
     interval,
@@ -23,7 +22,7 @@ from automl.reporting.formats import (
 from automl.reporting.page import complete
 from automl.reporting.study_file import study_rows
 from automl.reporting.verdict import judge
-from automl.reporting.view import name_classes
+from automl.reporting.view import name_classes, winner_values
 from automl.writing import write_text
 
 
@@ -83,8 +82,8 @@ def make_model_card(report: dict[str, Any]) -> str:
         f"- threshold: {number(test['threshold'])}, temperature: {number(test['temperature'])}",
         f"- looks at mirror images, too: {'yes' if (test['mirror'] or {}).get('used') else 'no'}",
         *(
-            f"- {escape(words(name))}: {escape(brief(value))}"
-            for name, value in search["best"]["params"].items()
+            f"- {escape(words(name))}: {escape(text)}"
+            for name, text in winner_values(search).items()
         ),
         "",
         "## Intended use",

@@ -54,6 +54,7 @@ def render_report(report: dict[str, Any], folder: Path, now: datetime | None = N
         left_out=left_out,
         sections=view.SECTIONS,
         headlines=view.headlines(report),
+        winner_values=view.winner_values(report["search"]),
         natural=view.natural_groups(report),
         class_recalls=view.class_recalls(report),
         study_rows=study_rows(report["study"] or {}),

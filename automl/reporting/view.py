@@ -7,7 +7,15 @@ from typing import Any
 
 from automl.reporting import figures_data, figures_evaluation, figures_search
 from automl.reporting.figure import Figure
-from automl.reporting.formats import DASH, LOWER_IS_BETTER, METRIC_NAMES, number, span, words
+from automl.reporting.formats import (
+    DASH,
+    LOWER_IS_BETTER,
+    METRIC_NAMES,
+    brief,
+    number,
+    span,
+    words,
+)
 
 FIGURES = (
     figures_data.class_figure,
@@ -30,6 +38,8 @@ FIGURES = (
     figures_evaluation.subgroup_figure,
     figures_evaluation.robustness_figure,
 )
+# In a refinement these are the same for all configurations.
+UNTIL_REFINED = ("fine_tune_depth", "learning_rate")
 # Of fewer images a share says nothing: its interval spans two thirds of all that is possible.
 LEAST_SHARE_IMAGES = 5
 SECTIONS = (
@@ -162,6 +172,15 @@ def headlines(report: dict[str, Any]) -> list[dict[str, str | None]]:
                 }
             )
     return tiles
+
+
+def winner_values(search: dict[str, Any]) -> dict[str, str]:
+    """The winner's hyperparameters by name, and which of them its refinement did not keep to."""
+    refined = search["refinement"] and search["refinement"]["used"]
+    return {
+        name: brief(value) + (", until the refinement" if refined and name in UNTIL_REFINED else "")
+        for name, value in search["best"]["params"].items()
+    }
 
 
 def natural_groups(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -349,7 +349,7 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
         taking = epochs * plan.refine_epoch / plan.description["workers"]
         lines.append(
             f"  then the best one is refined for {epochs} epochs, about "
-            f"{minutes(taking)}{'; more or fewer as time is left' if config.budget else ''}"
+            f"{minutes(taking)}{'; more, fewer or none as time is left' if config.budget else ''}"
         )
     size = plan.description["bytes"]
     lines.append(
