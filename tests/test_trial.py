@@ -16,7 +16,7 @@ from automl.search.activations import Activations, evict
 from automl.search.checkpoint import read_checkpoint
 from automl.search.course import REFINE_DEPTH, REFINE_RATE
 from automl.search.engine import litert_engine, tensorflow_engine
-from automl.search.model import cut_layer, cut_prefix, trained_variables
+from automl.search.model import cut_layer, cut_prefix, join, trained_variables
 from automl.search.plan import measure_speeds
 from automl.search.spec import PixelSource, StudySpec, TrialTask
 from automl.search.suffix import build_suffix
@@ -123,7 +123,7 @@ def test_a_refinement_goes_on_from_the_best_weights_with_more_of_the_network(
     for old, new in [(start[0], bodies[1][0]), ((bodies[0] or start)[-1], bodies[1][-1])]:
         change = np.linalg.norm(new - old) / np.linalg.norm(old)
         assert 0 < change < 0.1
-    model = get_trainer(spec, 0.35).best_model(refining.params, tmp_path / "refined.npz")
+    model = join(*get_trainer(spec, 0.35).best_parts(refining.params, tmp_path / "refined.npz"), 2)
     pixels = np.load(spec.pixels.path)[spec.val_rows].astype(np.float32)
     scores = model.predict(pixels, verbose=0)[:, 1]
     assert abs(roc_auc_score(spec.targets[spec.val_rows], scores) - result.score) < 1e-6
@@ -135,7 +135,7 @@ def test_the_delivered_model_has_the_score_that_was_reported(spec, tmp_path, hea
     params = PARAMS | {"head_units": head_units}
     result = run_trial(spec, task(tmp_path, "t", 3, head_units=head_units))
     trainer = get_trainer(spec, 0.35)
-    model = trainer.best_model(params, tmp_path / "t.npz")
+    model = join(*trainer.best_parts(params, tmp_path / "t.npz"), 2)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     pixels = np.load(spec.pixels.path)[spec.val_rows].astype(np.float32)

@@ -196,6 +196,6 @@ def mirror_backbone(backbone: keras.Model, width: float) -> keras.Model:
     return mirrored
 
 
-def cut_logits(model: keras.Model) -> keras.Model:
-    """A joined model up to its logits, before temperature; shares the layers."""
-    return keras.Model(model.inputs[0], model.get_layer("logits").output)
+def cut_head(model: keras.Model) -> keras.Model:
+    """A joined model from its features (n, C) to its logits, before the temperature."""
+    return keras.Model(model.get_layer("features").output, model.get_layer("logits").output)

@@ -40,7 +40,7 @@ HANG_SECONDS = 900.0
 HANG_FACTOR = 20.0
 # An operation of the first layers, whose maps are large, takes longer than one of the last; and
 # a refinement makes its views.
-REFINE_OVERHEAD = 2.0
+REFINE_OVERHEAD = 2.2
 # Filling takes longer than computing: views are made and files written.
 FILLING_OVERHEAD = 1.3
 

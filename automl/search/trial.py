@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import tensorflow as tf
 from automl.search.activations import Activations
 from automl.search.checkpoint import read_checkpoint, write_checkpoint
 from automl.search.course import HEAD_FIRST, HEAD_FIRST_EPOCHS, Course, course_of
-from automl.search.model import join, mirror_backbone
+from automl.search.model import Head
 from automl.search.objective import better, score_outputs
 from automl.search.program import Program, head_of
 from automl.search.spec import StudySpec, TrialError, TrialResult, TrialTask
@@ -211,29 +210,15 @@ class Trainer:
                 pending = self._reader.submit(read, depth, view, rows[following])
             yield part, x
 
-    def best_model(
-        self,
-        params: dict[str, Any],
-        checkpoint: Path,
-        temperature: float = 1.0,
-        bias_shift: np.ndarray | float = 0.0,
-        mirror: bool = False,
-    ) -> keras.Model:
-        """The whole model with the best weights of ``checkpoint``.
-
-        ``bias_shift`` (outputs,) is added to the logits, before they are divided by
-        ``temperature``; for ``mirror`` see ``build_backbone``.
-        """
+    def best_parts(self, params: dict[str, Any], checkpoint: Path) -> tuple[keras.Model, Head]:
+        """Backbone and head with the best weights of ``checkpoint``; ``join`` makes them one."""
         self.prepare(training=False)
         self.restore()
         _, best, meta = read_checkpoint(checkpoint)
         program = self.program(meta["depth"])
         program.reset(params, [0], self.mean, self.scale)
         program.load(best)
-        head = head_of(program, params, self.variance)
-        head = replace(head, bias=(head.bias + bias_shift).astype(np.float32))
-        backbone = mirror_backbone(self.backbone, self.width) if mirror else self.backbone
-        return join(backbone, head, self.spec.n_classes, temperature)
+        return self.backbone, head_of(program, params, self.variance)
 
 
 def balance_rows(

@@ -1,10 +1,11 @@
 """The winner: one calibrated model, its answers, and the test set once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from automl.config import SearchConfig
@@ -27,8 +28,8 @@ from automl.folder import (
     write_probabilities,
 )
 from automl.records import Scan, Split, Study
-from automl.search.engine import Engine, tensorflow_engine
-from automl.search.model import cut_logits
+from automl.search.engine import tensorflow_engine
+from automl.search.model import cut_head, join, mirror_backbone
 from automl.search.objective import probabilities_of
 from automl.search.spec import StudySpec
 from automl.search.trial import Trainer
@@ -78,7 +79,8 @@ def finish_model(
     then divided by a temperature; both are part of the model. So is the mean over an image and
     its mirror image, unless that is clearly worse on validation, see ``is_not_worse``.
     """
-    trainer = Trainer(spec, float(study.best.params["width"]))
+    width = float(study.best.params["width"])
+    trainer = Trainer(spec, width)
     targets = scan.dataset.targets
     counts = np.bincount(targets[spec.train_rows], minlength=spec.n_classes)
     balanced = np.full_like(counts, counts.max()) if spec.balance != "none" else counts
@@ -86,18 +88,15 @@ def finish_model(
     mixture = class_mixture(counts, np.bincount(targets[val], minlength=spec.n_classes))
     shift = prior_shift(mixture, balanced)
     head_shift = np.array([shift[1] - shift[0]]) if spec.n_classes == 2 else shift
-    steps = iter(range(4))
-    best = study.best.params, study.checkpoint
-    engines = {}
-
-    def ask(mirror: bool, rows: np.ndarray) -> np.ndarray:
-        console.progress("predicting", next(steps), 3)
-        if mirror not in engines:
-            model = trainer.best_model(*best, bias_shift=head_shift, mirror=mirror)
-            engines[mirror] = tensorflow_engine(cut_logits(model))
-        return predict_logits(engines[mirror], scan, rows)
-
-    candidates = {mirror: ask(mirror, val) for mirror in (False, True)}
+    backbone, head = trainer.best_parts(study.best.params, study.checkpoint)
+    head = replace(head, bias=(head.bias + head_shift).astype(np.float32))
+    read_head = tensorflow_engine(cut_head(join(backbone, head, spec.n_classes)))
+    sides = look_at_both_sides(backbone, scan, np.concatenate([val, test]), console)
+    logits = {
+        mirror: read_head(np.mean(sides, axis=0) if mirror else sides[0])[0]
+        for mirror in (False, True)
+    }
+    candidates = {mirror: values[: len(val)] for mirror, values in logits.items()}
     temperatures = {m: fit_temperature(logits, targets[val]) for m, logits in candidates.items()}
     losses = {
         m: image_losses(targets[val], apply_calibration(logits, temperatures[m]))["log_loss"]
@@ -105,11 +104,12 @@ def finish_model(
     }
     mirror = is_not_worse(losses[True], losses[False])
     temperature = temperatures[mirror]
-    logits = ask(mirror, test)
-    console.progress("predicting", next(steps), 3)
     p_val = apply_calibration(candidates[mirror], temperature)
+    on_test = logits[mirror][len(val) :]
+    if mirror:
+        backbone = mirror_backbone(backbone, width)
     return Winner(
-        model=trainer.best_model(*best, temperature, head_shift, mirror),
+        model=join(backbone, head, spec.n_classes, temperature),
         temperature=temperature,
         threshold=choose_threshold(targets[val] == 1, p_val[:, 1]) if spec.n_classes == 2 else None,
         mirror={
@@ -118,8 +118,8 @@ def finish_model(
             "log_loss_without": float(losses[False].mean()),
         },
         val=p_val,
-        test_before=probabilities_of(logits - head_shift),
-        test=apply_calibration(logits, temperature),
+        test_before=probabilities_of(on_test - head_shift),
+        test=apply_calibration(on_test, temperature),
         features=trainer.activations.read(0, 0, np.arange(len(targets))),
     )
 
@@ -135,11 +135,20 @@ def is_not_worse(with_it: np.ndarray, without: np.ndarray) -> bool:
     return bool(change.mean() <= change.std(ddof=1) / np.sqrt(len(change)))
 
 
-def predict_logits(run: Engine, scan: Scan, rows: np.ndarray) -> np.ndarray:
-    """float32 (len(rows), 1 or k) of some images, before the temperature."""
+def look_at_both_sides(
+    backbone: keras.Model, scan: Scan, rows: np.ndarray, console: Console
+) -> np.ndarray:
+    """Features float32 (2, len(rows), C) of some images and of their mirror images."""
     assert scan.pixels is not None
+    run = tensorflow_engine(backbone)
     blocks = np.array_split(rows, -(-len(rows) // 32))
-    return np.concatenate([run(np.asarray(scan.pixels[b], np.float32))[0] for b in blocks])
+    features = []
+    for done, block in enumerate(blocks):
+        console.progress("predicting", done, len(blocks))
+        pixels = np.asarray(scan.pixels[block], np.float32)
+        features.append([run(pixels)[0], run(pixels[:, :, ::-1])[0]])
+    console.progress("predicting", len(blocks), len(blocks))
+    return np.concatenate(features, axis=1)
 
 
 def evaluate_winner(
