@@ -7,7 +7,8 @@ OLDEST := 11
 NEWEST := 13
 
 # Two at a time; the tests of one file stay together, since they share what is costly to make.
-SHARED := -n 2 --dist loadfile
+# The order is that of tests/conftest.py.
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install search test format clean

@@ -66,3 +66,16 @@ def brain_tumor() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs {path}")
     return path
+
+
+# Files are shared out whole, in this order and then the rest: the longest first, so that at the
+# end no worker is left with one while the others have nothing to do.
+LONGEST_FIRST = (
+    "test_pipeline.py", "test_mlflow_server.py", "test_cluster.py", "test_report_browser.py",
+    "test_export.py", "test_space.py", "test_mlflow_sink.py", "test_render.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))

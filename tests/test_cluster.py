@@ -150,7 +150,7 @@ def cluster(bench, work):
 def search(bench, work, name, *extra):
     words = [sys.executable, str(ROOT / "run_search.py"), "--data", str(work / "scans"), *QUICK]
     words += ["--out", str(work / "out"), "--cache-dir", str(work / "cache"), "--name", name]
-    words += ["--max-epochs", "3"]
+    words += ["--max-epochs", "3", "--factor", "3"]
     return bench.Search([*words, *extra], work / "out" / name)
 
 

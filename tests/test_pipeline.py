@@ -30,8 +30,8 @@ OPTIONAL = [
     "tensorboard", "tf2onnx",
 ]  # fmt: skip
 QUICK = [
-    "--preset", "smoke", "--weights", "none", "--image-size", "64", "--max-epochs", "9",
-    "--refine-epochs", "2", "--no-tracking", "--quiet",
+    "--preset", "smoke", "--weights", "none", "--image-size", "64", "--max-epochs", "4",
+    "--factor", "2", "--refine-epochs", "2", "--no-tracking", "--quiet",
 ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
     }  # fmt: skip
     assert (finished / ".gitignore").read_text() == "*\n"
     report = load_run(finished).report
-    assert report["search"]["trials"] == len(rows(finished / "trials.csv")) == 23
+    assert report["search"]["trials"] == len(rows(finished / "trials.csv")) == 15
     refinement = report["search"]["refinement"]
     assert refinement["epochs"] == 2
     better = refinement["score"] > refinement["score_before"]
@@ -202,7 +202,7 @@ def test_a_search_killed_and_interrupted_ends_as_if_nothing_had_been(finished, w
     wait_for(process, len(ended()) + 2)
     process.kill()
     process.communicate()
-    assert 5 <= len(ended()) < 23
+    assert 5 <= len(ended()) < 15
     result = run([*arguments, "--resume"], work)
     assert result.returncode == 0, result.stderr
     names = ended()
@@ -221,7 +221,8 @@ def test_another_search_is_not_taken_for_the_one_that_was_begun(finished, work, 
     monkeypatch.chdir(work)
     (finished / "report.json").rename(finished / "report.away")
     settings = {
-        "preset": "smoke", "weights": "none", "image_size": 64, "max_epochs": 9, "tracking": False,
+        "preset": "smoke", "weights": "none", "image_size": 64, "max_epochs": 4, "factor": 2,
+        "refine_epochs": 2, "tracking": False,
     }  # fmt: skip
     try:
         with pytest.raises(ResumeError, match="seed was 0 and is 1"):
@@ -236,7 +237,7 @@ def test_another_search_is_not_taken_for_the_one_that_was_begun(finished, work, 
 
 
 def test_a_budget_is_spent_and_kept(work):
-    options = [*QUICK, "--fine-tune-depths", "0"]
+    options = [*QUICK, "--fine-tune-depths", "0", "--factor", "3"]
     began = time.monotonic()
     result = run(["--data", "scans", "--name", "hurried", "--budget", "90s", *options], work)
     seconds = time.monotonic() - began
@@ -341,6 +342,6 @@ def test_a_plan_is_printed_without_training(work):
     result = run(["--data", "scans", "--dry-run", "--json", *QUICK[:-1]], work)
     assert result.returncode == 0, result.stderr
     plan = json.loads(result.stdout)
-    assert (plan["trials"], plan["refine_epochs"]) == (22, 2)
+    assert (plan["trials"], plan["refine_epochs"]) == (14, 2)
     assert plan["seconds"] > 0
     assert plan["bytes"]["checkpoints"] > 0
