@@ -237,8 +237,7 @@ def our_answers(folder: Path, began: float) -> tuple[dict[str, float], dict[str,
         answers = {row["image"]: float(row["probability_1"]) for row in csv.DictReader(file)}
     lines = (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     ended = [json.loads(line) for line in lines if '"event":"trial_ended"' in line]
-    scored = [event for event in ended if event["score"] is not None]
-    best = max(scored, key=lambda event: event["score"])
+    best = next(e for e in ended if e["trial"] == report["search"]["best"]["trial"])
     return answers, {
         "seconds_to_best": best["time"] - began,
         "threshold": report["evaluation"]["test"]["threshold"],
