@@ -37,9 +37,10 @@ def grad_cam(
             one logit, 1 is that logit and 0 its negative.
         layer: the feature map; an earlier one is finer and says less.
     """
-    inner = keras.Model(
-        model.inputs, [model.get_layer(layer).output, model.get_layer("logits").output]
-    )
+    # In two, because a tape over the whole goes all the way back to the pixels.
+    feature_map = model.get_layer(layer).output
+    below = keras.Model(model.inputs, feature_map)
+    above = keras.Model(feature_map, model.get_layer("logits").output)
     offset = channel_means(model) if layer == FEATURE_MAP else 0.0
 
     indices = np.broadcast_to(class_index, len(pixels))
@@ -48,10 +49,10 @@ def grad_cam(
     for start in range(0, len(pixels), batch_size):
         batch = tf.constant(pixels[start : start + batch_size], tf.float32)
         chosen = indices[start : start + batch_size]
+        features = below(batch, training=False)
         with tf.GradientTape() as tape:
-            # Nothing may be trainable here, and then only what is watched is recorded.
-            tape.watch(batch)
-            features, logits = inner(batch, training=False)
+            tape.watch(features)
+            logits = above(features, training=False)
             if logits.shape[1] == 1:
                 score = logits[:, 0] * tf.constant(np.where(chosen == 1, 1.0, -1.0), tf.float32)
             else:
