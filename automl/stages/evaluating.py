@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from automl.config import SearchConfig
@@ -135,9 +134,7 @@ def is_not_worse(with_it: np.ndarray, without: np.ndarray) -> bool:
     return bool(change.mean() <= change.std(ddof=1) / np.sqrt(len(change)))
 
 
-def look_at_both_sides(
-    backbone: keras.Model, scan: Scan, rows: np.ndarray, console: Console
-) -> np.ndarray:
+def look_at_both_sides(backbone: Any, scan: Scan, rows: np.ndarray, console: Console) -> np.ndarray:
     """Features float32 (2, len(rows), C) of some images and of their mirror images."""
     assert scan.pixels is not None
     run = tensorflow_engine(backbone)
