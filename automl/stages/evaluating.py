@@ -91,19 +91,17 @@ def finish_model(
     head = replace(head, bias=(head.bias + head_shift).astype(np.float32))
     read_head = tensorflow_engine(cut_head(join(backbone, head, spec.n_classes)))
     sides = look_at_both_sides(backbone, scan, np.concatenate([val, test]), console)
-    logits = {
-        mirror: read_head(np.mean(sides, axis=0) if mirror else sides[0])[0]
-        for mirror in (False, True)
-    }
-    candidates = {mirror: values[: len(val)] for mirror, values in logits.items()}
-    temperatures = {m: fit_temperature(logits, targets[val]) for m, logits in candidates.items()}
+    features = {False: sides[0], True: np.mean(sides, axis=0)}
+    logits = {mirror: read_head(values)[0] for mirror, values in features.items()}
+    on_val = {mirror: values[: len(val)] for mirror, values in logits.items()}
+    temperatures = {m: fit_temperature(values, targets[val]) for m, values in on_val.items()}
     losses = {
-        m: image_losses(targets[val], apply_calibration(logits, temperatures[m]))["log_loss"]
-        for m, logits in candidates.items()
+        m: image_losses(targets[val], apply_calibration(values, temperatures[m]))["log_loss"]
+        for m, values in on_val.items()
     }
     mirror = is_not_worse(losses[True], losses[False])
     temperature = temperatures[mirror]
-    p_val = apply_calibration(candidates[mirror], temperature)
+    p_val = apply_calibration(on_val[mirror], temperature)
     on_test = logits[mirror][len(val) :]
     if mirror:
         backbone = mirror_backbone(backbone, width)
