@@ -14,8 +14,8 @@ label of a test image, and has to end by itself within its budget. DIR keeps
 tables.
 
 A budget is the whole command's: start, reading, search, answers. Peers without one (fast,
-balanced, nearest, logistic) run once. ``disturbed`` is the share of the cores' time that others
-took.
+balanced, best, nearest, logistic) run once. ``disturbed`` is the share of the cores' time that
+others took.
 """
 
 import argparse
@@ -99,6 +99,7 @@ PEERS = {
         "automl, preset balanced", None, budgeted=False, options=("--preset", "balanced")
     ),
     "fast": Peer("automl, preset fast", None, budgeted=False, options=("--preset", "fast")),
+    "best": Peer("automl, preset best", None, budgeted=False, options=("--preset", "best")),
     "student_as_it_was": Peer("the student project, as it was", None, given_by="student"),
     "student": Peer("the student project, its model asked properly", ("run_student.py",)),
     "keras_tuner": Peer("KerasTuner Hyperband", ("run_keras_tuner.py",)),
