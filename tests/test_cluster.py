@@ -277,9 +277,9 @@ def test_a_worker_without_weights_gets_no_more_trials(open_pool, pixels):
 
 @pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_said_so(bench, pixels, monkeypatch):
-    from automl.search import cluster
+    from automl.search import cluster, dask_link
 
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(dask_link, "CONNECT_SECONDS", 1.0)
     for address in ("tcp://127.0.0.1:9", "nonsense", str(pixels.path.parent / "none.json")):
         with pytest.raises(ClusterError, match=f"No Dask scheduler answers at {address}: ..."):
             cluster.ClusterPool(address, pixels, pixels.path.parent, None, say=print)

@@ -48,8 +48,8 @@ HOMES = {
     # run_export.py is copied into the folders of exports and runs there without us.
     "PIL": ("data/", "serving/run_export.py"),
     "pydicom": ("data/dicom.py",),
-    "dask": ("search/cluster.py",),
-    "distributed": ("search/cluster.py",),
+    "dask": ("search/dask_link.py",),
+    "distributed": ("search/dask_link.py",),
     "click": ("cli.py", "options.py"),
 }
 HEAVY = {"tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "sklearn", "pandas", "numpy"}

@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 import report_fixture
 
-from automl.reporting import figures_data, figures_evaluation, figures_search, view
+from automl.reporting import figures_curves, figures_data, figures_intervals, figures_search, view
 from automl.reporting.page import complete
 from automl.reporting.plots import VARIABLES, draw_figure
 
@@ -109,10 +109,17 @@ def test_shortcuts_are_listed_strongest_first_after_all_together():
     assert list(panel.series[0].x[1:]) == sorted(panel.series[0].x[1:], reverse=True)
 
 
+def test_an_interval_that_begins_at_zero_is_drawn_from_zero():
+    report = full()
+    report["evaluation"]["robustness"][0]["metric"] |= {"value": 0.2, "low": 0.0, "high": 0.5}
+    series = figures_intervals.robustness_figure(report).panels[0].series[0]
+    assert (series.low[0], series.y[0], series.high[0]) == (0.0, 0.2, 0.5)
+
+
 def test_curve_tables_are_short_and_keep_the_ends():
     x = [i / 999 for i in range(1000)]
-    rows = figures_evaluation.table_of(x, x)
-    assert len(rows) == figures_evaluation.MAX_TABLE_ROWS
+    rows = figures_curves.table_of(x, x)
+    assert len(rows) == figures_curves.MAX_TABLE_ROWS
     assert (rows[0][0], rows[-1][0]) == ("0.000", "1.000")
 
 
@@ -147,7 +154,7 @@ def test_names_are_text_and_never_mathematics_or_markup():
     report = report_fixture.full_report()
     evil = "$x_1$ <script>alert(1)</script>"
     report["evaluation"]["subgroups"][0]["value"] = evil
-    svg = draw_figure(figures_evaluation.subgroup_figure(complete(report)))
+    svg = draw_figure(figures_intervals.subgroup_figure(complete(report)))
     assert "<script" not in svg
     drawn_text = [element.text for element in ElementTree.fromstring(svg).iter("text")]
     assert any(text.startswith(f"scanner: {evil[:20]}") for text in drawn_text)

@@ -5,7 +5,7 @@ Everything here is rounding, counting or picking from the report; no statistic i
 
 from typing import Any
 
-from automl.reporting import figures_data, figures_evaluation, figures_search
+from automl.reporting import figures_curves, figures_data, figures_intervals, figures_search
 from automl.reporting.figure import Figure
 from automl.reporting.formats import (
     DASH,
@@ -28,15 +28,15 @@ FIGURES = (
     figures_search.importance_figure,
     figures_search.time_figure,
     figures_search.learning_figure,
-    figures_evaluation.baseline_figure,
-    figures_evaluation.roc_figure,
-    figures_evaluation.pr_figure,
-    figures_evaluation.calibration_figure,
-    figures_evaluation.prevalence_figure,
-    figures_evaluation.decision_figure,
-    figures_evaluation.confidence_figure,
-    figures_evaluation.subgroup_figure,
-    figures_evaluation.robustness_figure,
+    figures_intervals.baseline_figure,
+    figures_curves.roc_figure,
+    figures_curves.pr_figure,
+    figures_curves.calibration_figure,
+    figures_curves.prevalence_figure,
+    figures_curves.decision_figure,
+    figures_intervals.confidence_figure,
+    figures_intervals.subgroup_figure,
+    figures_intervals.robustness_figure,
 )
 # In a refinement these are the same for all configurations.
 UNTIL_REFINED = ("fine_tune_depth", "learning_rate")

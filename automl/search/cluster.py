@@ -1,18 +1,15 @@
-"""Trials on a Dask cluster: the only place where Dask is known.
+"""Trials on a cluster: who runs what.
 
-``ClusterPool`` is a ``concurrent.futures.Executor``, as ``WorkerPool`` is. Dask carries calls
-and answers, and knows which workers are alive. Which worker runs which trial is decided here:
-one trial a worker at a time, and a trial whose worker, scheduler or network was lost goes to
-another worker. A trial gives the same numbers wherever it runs, so the first answer counts
+``ClusterPool`` is a ``concurrent.futures.Executor``, as ``WorkerPool`` is. The link carries
+calls and answers, and knows which workers are alive. Which worker runs which trial is decided
+here: one trial a worker at a time, and a trial whose worker, scheduler or network was lost goes
+to another worker. A trial gives the same numbers wherever it runs, so the first answer counts
 and a second one is not read.
 
 One thread owns all state; everything else sends it events.
 """
 
 import contextlib
-import hashlib
-import json
-import logging
 import os
 import statistics
 import threading
@@ -22,37 +19,30 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import dask
-from distributed import Client, get_worker
-
 from automl.errors import AutomlError, ClusterError
-from automl.search import host
+from automl.search.dask_link import Cancelled, DaskLink, answer_of, describe
 from automl.search.host import Mark, Parcel, Question, Reply
 from automl.search.spec import PixelSource, TrialTask
 from automl.search.worker import WorkerError
 
-CONNECT_SECONDS = 20.0
 # How long the search waits for a scheduler to come back, or for a worker.
 PATIENCE_SECONDS = 600.0
 POLL_SECONDS = 1.0
-# A call to the scheduler or a worker that takes longer is given up.
-CALL_SECONDS = 60.0
+# A scheduler that takes longer to name its workers is given up.
+SCHEDULER_SECONDS = 60.0
 # How often a call may be lost with its worker before the call itself counts as failed.
 MAX_LOSSES = 5
-# The pixels travel in pieces of this size.
-PIECE_BYTES = 8 * 2**20
 # A trial is given to a second, idle worker when it has run so many times the median trial, and
 # so many seconds: the backup tasks of Dean & Ghemawat, "MapReduce", OSDI 2004, section 3.6.
 BACKUP_FACTOR = 3.0
 BACKUP_SECONDS = 30.0
 # Workers whose speed is measured, of those that there are.
 MAX_MEASURED = 4
-# Calls to workers at the same time.
-MAX_CALLS = 16
 
 
 @dataclass
@@ -84,35 +74,8 @@ class Attempt:
     job: Job
     seat: Seat
     started: float
-    dask: Any = None
+    task: Any = None
     dead: bool = False
-
-
-def run_on_worker(parcel: Parcel, topic: str) -> Reply:
-    """The task that Dask runs: hands the call to the worker's own trial process."""
-    worker = get_worker()
-    key = worker.get_current_task()
-    told = 0.0
-
-    def is_wanted() -> bool:
-        # A task that was cancelled, or whose driver is gone, has another state or none.
-        task = worker.state.tasks.get(key)
-        running = worker.status.name in ("running", "paused", "closing_gracefully")
-        return running and task is not None and task.state in ("executing", "long-running")
-
-    def listen(kind: str, what: str, done: int, total: int) -> None:
-        nonlocal told
-        if done < total and time.monotonic() - told < 1:
-            return
-        told = time.monotonic()
-        worker.log_event(topic, [kind, what, int(done), int(total)])
-
-    return host.run_parcel(parcel, Path(worker.local_directory), is_wanted, listen)
-
-
-def dismiss() -> None:
-    """On a worker: give the trial process's memory back."""
-    host.DESK.close()
 
 
 class ClusterPool(Executor):
@@ -147,8 +110,6 @@ class ClusterPool(Executor):
         timeout: float | None = None,
         threads: int | None = None,
     ) -> None:
-        hush_dask()
-        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GiB"})
         self.address, self.timeout, self.say, self.listener = address, timeout, say, listener
         self.question = Question(
             pixels,
@@ -158,10 +119,7 @@ class ClusterPool(Executor):
         )
         self.threads = threads
         self.machine = address
-        self._topic = f"automl-{uuid.uuid4().hex}"
         self._events: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-        self._calls = threading.Semaphore(MAX_CALLS)
-        self._sending: dict[str, threading.Lock] = {}
         self._pending: deque[Job] = deque()
         self._seats: dict[str, Seat] = {}
         self._asked: set[str] = set()
@@ -175,9 +133,9 @@ class ClusterPool(Executor):
         self._alone_since: float | None = None
         self._lost_since: float | None = None
         self._closed = False
-        self._client: Client | None = None
+        self._link: DaskLink | None = None
         try:
-            self._client = self._connect()
+            self._link = self._connect()
         except Exception as error:
             raise ClusterError(
                 f"No Dask scheduler answers at {address}: {describe(error)}. Start one with "
@@ -247,7 +205,7 @@ class ClusterPool(Executor):
     def _look(self) -> None:
         """See to the connection and the list of workers; give up when nothing is left."""
         now = time.monotonic()
-        if self._client is None:
+        if self._link is None:
             assert self._lost_since is not None
             if now > self._lost_since + PATIENCE_SECONDS:
                 self._fail(
@@ -258,16 +216,16 @@ class ClusterPool(Executor):
                     )
                 )
             return
-        if self._client.status != "running":
+        if not self._link.is_open:
             self._lose_connection()
             return
         if self._polling_since is not None:
-            if now > self._polling_since + CALL_SECONDS:
+            if now > self._polling_since + SCHEDULER_SECONDS:
                 self._lose_connection()
                 return
         elif now >= self._poll_at:
             self._polling_since = now
-            self._call(self._client.nthreads, "workers")
+            self._call(self._link.workers, "workers")
         if not self._known:
             return
         if self._seats or self._asked:
@@ -286,6 +244,7 @@ class ClusterPool(Executor):
         if isinstance(workers, Exception):
             self._lose_connection()
             return
+        assert self._link is not None
         self._known, self._polling_since = True, None
         self._poll_at = time.monotonic() + POLL_SECONDS
         if self.threads is None and workers:
@@ -298,14 +257,17 @@ class ClusterPool(Executor):
         for address in workers:
             if not any(address in known for known in (self._seats, self._asked, self._unfit)):
                 self._asked.add(address)
-                self._call(lambda a=address: self._examine(a), "examined", address)
+                examine = partial(self._link.examine, address, self.question)
+                self._call(examine, "examined", address)
 
     def _take_examined(self, address: str, found: Any) -> None:
         if address not in self._asked:
             return
         self._asked.discard(address)
-        if isinstance(found, Seat):
-            self._seats[address] = found
+        if isinstance(found, dict):
+            name = f"{address} ({found['host']})"
+            seat = Seat(address, name, found["shares_cache"], found["shares_run"])
+            self._seats[address] = seat
             if not self._ready.done():
                 self._ready.set_result(None)
         elif isinstance(found, AutomlError | ImportError):
@@ -319,9 +281,9 @@ class ClusterPool(Executor):
         job, seat = attempt.job, attempt.seat
         self._drop(attempt, cancel=False)
         if not isinstance(reply, Reply):
-            if self._client is None or self._client.status != "running":
+            if self._link is None or not self._link.is_open:
                 self._retry(job, describe(reply))
-                if self._client is not None:
+                if self._link is not None:
                     self._lose_connection()
                 return
             job.losses += not isinstance(reply, Cancelled)
@@ -356,10 +318,10 @@ class ClusterPool(Executor):
         else:
             job.future.set_result(reply.value)
 
-    def _take_connection(self, client: Any) -> None:
-        if isinstance(client, Client):
+    def _take_connection(self, link: DaskLink | Exception) -> None:
+        if isinstance(link, DaskLink):
             self.say(f"The Dask scheduler at {self.address} is back.")
-            self._client = client
+            self._link = link
             self._lost_since = self._polling_since = None
             self._poll_at, self._known = 0.0, False
         else:
@@ -371,11 +333,11 @@ class ClusterPool(Executor):
     def _place(self) -> None:
         """Give waiting jobs, and then trials that take long, to idle workers."""
         free = [seat for seat in self._seats.values() if seat.attempt is None]
-        while self._client is not None and self._pending and free:
+        while self._link is not None and self._pending and free:
             job = self._pending.popleft()
             if not job.future.done():
                 self._start(job, free.pop(0))
-        if self._client is None or self._pending or not free:
+        if self._link is None or self._pending or not free:
             return
         now = time.monotonic()
         running = [seat.attempt for seat in self._seats.values() if seat.attempt is not None]
@@ -387,7 +349,7 @@ class ClusterPool(Executor):
                 return
 
     def _start(self, job: Job, seat: Seat) -> None:
-        assert self._client is not None
+        assert self._link is not None
         spec, *arguments = job.arguments
         task = next((part for part in arguments if isinstance(part, TrialTask)), None)
         parent = None
@@ -402,46 +364,27 @@ class ClusterPool(Executor):
         seat.attempt = attempt
         job.attempts.append(attempt)
         generation = self._generation
-        attempt.dask = self._client.submit(
-            run_on_worker,
-            parcel,
-            self._topic,
-            key=f"automl-{task.trial if task else 'call'}-{uuid.uuid4().hex}",
-            workers=[seat.address],
-            allow_other_workers=False,
-            pure=False,
-        )
-        attempt.dask.add_done_callback(
-            lambda future: self._spawn(lambda: self._fetch(generation, attempt, future))
-        )
+        attempt.task = self._link.submit(parcel, seat.address, task.trial if task else "call")
 
-    def _fetch(self, generation: int, attempt: Attempt, future: Any) -> None:
-        """In a thread of its own: the answer may be megabytes, or its worker just lost."""
-        reply: Any
-        if attempt.dead:
-            return
-        if future.status == "cancelled":
-            reply = Cancelled("Dask forgot the task")
-        else:
-            try:
-                reply = future.result(timeout=CALL_SECONDS)
-            except Exception as error:
-                reply = error
-        self._events.put(("ended", generation, attempt, reply))
+        def fetch(task: Any) -> None:
+            if not attempt.dead:
+                self._events.put(("ended", generation, attempt, answer_of(task)))
+
+        attempt.task.add_done_callback(lambda task: spawn(lambda: fetch(task)))
 
     def _drop(self, attempt: Attempt, cancel: bool = True) -> None:
         """Free the seat; with ``cancel``, tell Dask that the task is not wanted any more."""
         attempt.dead = True
         attempt.job.attempts.remove(attempt)
         attempt.seat.attempt = None
-        task, attempt.dask = attempt.dask, None
+        task, attempt.task = attempt.task, None
 
         def forget() -> None:
             with contextlib.suppress(Exception):
                 task.cancel()
 
         if cancel:
-            self._spawn(forget)
+            spawn(forget)
 
     def _retry(self, job: Job, reason: str) -> None:
         """Run the job elsewhere, unless another attempt still runs."""
@@ -467,8 +410,8 @@ class ClusterPool(Executor):
 
     def _lose_connection(self) -> None:
         """Everything on the cluster is lost; what was running waits again."""
-        assert self._client is not None
-        client, self._client = self._client, None
+        assert self._link is not None
+        link, self._link = self._link, None
         self._generation += 1
         for attempt in [seat.attempt for seat in self._seats.values() if seat.attempt is not None]:
             self._drop(attempt, cancel=False)
@@ -479,31 +422,23 @@ class ClusterPool(Executor):
             f"The Dask scheduler at {self.address} is gone; waiting up to "
             f"{PATIENCE_SECONDS / 60:.0f} minutes for it. What has ended is kept."
         )
-        self._spawn(lambda: close(client))
+        spawn(link.close)
         self._reconnect()
 
     def _reconnect(self) -> None:
         def connect() -> None:
+            link: DaskLink | Exception
             try:
-                client: Any = self._connect()
+                link = self._connect()
             except Exception as error:
-                client = error
-            self._events.put(("connected", client))
+                link = error
+            self._events.put(("connected", link))
 
         if not self._closed:
-            self._spawn(connect)
+            spawn(connect)
 
-    def _connect(self) -> Client:
-        address = self.address
-        if address.endswith(".json"):
-            address = json.loads(Path(address).expanduser().read_text(encoding="utf-8"))["address"]
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="automl")
-        client.subscribe_topic(self._topic, self._hear)
-        return client
-
-    def _hear(self, event: tuple[float, Any]) -> None:
-        if self.listener is not None:
-            self.listener(*event[1])
+    def _connect(self) -> DaskLink:
+        return DaskLink(self.address, self.listener)
 
     def _fail(self, error: BaseException) -> None:
         """Whoever waits is told."""
@@ -526,17 +461,15 @@ class ClusterPool(Executor):
             self._ready.set_exception(error)
 
     def _leave(self) -> None:
-        client, addresses = self._client, list(self._seats)
-        if client is None:
+        link, addresses = self._link, list(self._seats)
+        if link is None:
             return
 
         def leave() -> None:
-            with contextlib.suppress(Exception):
-                client.run(dismiss, workers=addresses, on_error="ignore")
-            close(client)
+            link.dismiss(addresses)
+            link.close()
 
-        thread = self._spawn(leave)
-        thread.join(10)
+        spawn(leave).join(10)
 
     def _describe_alone(self) -> str:
         if not self._unfit:
@@ -549,67 +482,26 @@ class ClusterPool(Executor):
         more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
         return f"No worker of {self.address} can run trials. " + " ".join(reasons[:3]) + more
 
-    # Calls that take time, each in a thread of its own.
-
-    def _spawn(self, function: Callable[[], None]) -> threading.Thread:
-        thread = threading.Thread(target=function, daemon=True)
-        thread.start()
-        return thread
-
     def _call(self, function: Callable[[], Any], kind: str, *rest: Any) -> None:
-        """Send what ``function`` returns or raises as an event."""
+        """Send what ``function`` returns or raises as an event; it may take its time."""
         generation = self._generation
 
         def call() -> None:
             result: Any
-            with self._calls if kind == "examined" else contextlib.nullcontext():
-                try:
-                    result = function()
-                except Exception as error:
-                    result = error
+            try:
+                result = function()
+            except Exception as error:
+                result = error
             self._events.put((kind, generation, *rest, result))
 
-        self._spawn(call)
+        spawn(call)
 
-    def _examine(self, address: str) -> Seat:
-        """Ask a worker what it has, and send it the pixels if it lacks them.
 
-        Raises:
-            ClusterError: it cannot run trials of this search.
-        """
-        try:
-            report = self._ask(address, host.examine, self.question)
-        except (AttributeError, TypeError, KeyError) as error:
-            raise ClusterError(
-                f"It has another automl ({describe(error)}). Install the same as on this machine."
-            ) from error
-        host.check_versions(report["versions"])
-        if not report["has_pixels"]:
-            # Workers of one machine have one folder: the first one fetches for all.
-            with self._sending.setdefault(report["folder"], threading.Lock()):
-                if not self._ask(address, host.examine, self.question)["has_pixels"]:
-                    self._send_pixels(address)
-        name = f"{address} ({report['host']})"
-        return Seat(address, name, report["shares_cache"], report["shares_run"])
-
-    def _ask(self, address: str, function: Callable[..., Any], *args: Any) -> Any:
-        client = self._client
-        if client is None:
-            raise ConnectionError("the scheduler is gone")
-        return client.run(function, *args, workers=[address])[address]
-
-    def _send_pixels(self, address: str) -> None:
-        pixels, upload = self.question.pixels, uuid.uuid4().hex
-        digest = hashlib.sha256()
-        done, total = 0, self.question.pixels_mark.size
-        with open(pixels.path, "rb") as file:
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
-                self._ask(address, host.receive_pixels, pixels, upload, done, piece)
-                done += len(piece)
-                if self.listener is not None:
-                    self.listener("progress", "sending pixels", done, total)
-        self._ask(address, host.accept_pixels, pixels, upload, digest.hexdigest())
+def spawn(function: Callable[[], None]) -> threading.Thread:
+    """Run it in a thread of its own, which keeps nobody from ending."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
 
 
 def absolute(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -631,33 +523,6 @@ def absolute(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         for part in rest
     ]
     return spec, *rest
-
-
-class Cancelled(Exception):
-    """In place of an answer: Dask does not know the task any more."""
-
-
-def hush_dask() -> None:
-    """Dask logs every lost connection with a traceback; what matters is said by the pool."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] in ("distributed", "tornado"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line; a missing package with what to do."""
-    if isinstance(error, ModuleNotFoundError):
-        return (
-            f"{error.name or error} is not installed there: pip install 'automl[distributed]' in "
-            "the worker's environment."
-        )
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:500]
-
-
-def close(client: Client) -> None:
-    with contextlib.suppress(Exception):
-        client.close(timeout=5)
 
 
 def write_file(path: Path, data: bytes) -> None:
