@@ -1,4 +1,4 @@
-"""From what the user points at to a Dataset: class folders, split folders, CSV, the sample.
+"""From what the user points at to a Dataset: class folders, split folders, the sample, a CSV.
 
 No image is opened here. What is wrong with the source but can be lived with becomes a Finding;
 what cannot is an error that says what was expected.
@@ -11,23 +11,17 @@ from pathlib import Path
 
 from automl.config import SearchConfig, flag
 from automl.data.assign import MINIMUM
-from automl.data.dicom import read_patient
-from automl.data.files import ImageFile, fold, is_dicom, list_images
-from automl.data.images import EXTENSIONS
-from automl.data.labels import MISSING, merge_labels, order_classes
-from automl.data.matching import FileIndex, climbs_out
+from automl.data.csv_source import choose_roles, read_csv
+from automl.data.dataset import finish_dataset, list_finding
+from automl.data.files import ImageFile, fold, list_images
+from automl.data.matching import FileIndex
 from automl.data.sample import draw_sample
-from automl.data.tables import SPLIT_WORDS, Roles, Table, find_attributes, find_roles, read_table
+from automl.data.tables import SPLIT_WORDS, Table, read_table
 from automl.errors import DataError, UsageError
-from automl.records import Dataset, Finding, Sample
+from automl.records import Dataset, Sample
 
 MIN_CLASS_IMAGES = 3
-MAX_CLASSES = 200
-MAX_LABEL_LENGTH = 100
 TABLE_EXTENSIONS = {".csv", ".tsv", ".txt"}
-RASTER_EXTENSIONS = frozenset().union(
-    *(extensions for name, extensions in EXTENSIONS.items() if name != "DICOM")
-)
 
 
 def load_dataset(config: SearchConfig) -> Dataset:
@@ -204,202 +198,3 @@ def list_column_options(config: SearchConfig) -> str:
     """The column options that the user gave, or ""."""
     options = ("image_column", "label_column", "group_column", "split_column")
     return " ".join(flag(name) for name in options if getattr(config, name) is not None)
-
-
-def choose_roles(table: Table, config: SearchConfig) -> Roles:
-    return find_roles(
-        table, config.image_column, config.label_column, config.group_column, config.split_column
-    )
-
-
-def read_csv(
-    table: Table, files: list[ImageFile], findings: list[Finding], config: SearchConfig
-) -> Dataset:
-    """Match each row to its file; rows that cannot be used become findings."""
-    roles = choose_roles(table, config)
-    attributes = find_attributes(table, roles)
-    index = FileIndex(files)
-    problems: dict[str, list[str]] = {}
-    rows: dict[str, list[tuple[dict[str, str], ImageFile]]] = {}
-    for row, line in zip(table.rows, table.lines, strict=True):
-        value = row.get(roles.image, "")
-        found = [] if climbs_out(value) else index.find(value)
-        if fold(row.get(roles.label, "")) in MISSING:
-            problems.setdefault("empty_label", []).append(value or f"line {line}")
-        elif not value:
-            problems.setdefault("empty_image", []).append(f"line {line}")
-        elif climbs_out(value):
-            problems.setdefault("refused_path", []).append(value)
-        elif not found:
-            problems.setdefault("missing", []).append(value)
-        elif len(found) > 1:
-            where = " or ".join(file.name for file in found[:3])
-            problems.setdefault("ambiguous", []).append(f"{value}: {where}")
-        else:
-            rows.setdefault(found[0].name, []).append((row, found[0]))
-    if table.malformed:
-        problems["malformed_rows"] = [f"line {line}" for line in table.malformed]
-    if not rows:
-        raise UsageError(explain_nothing(table, roles, files, problems))
-    names, merged = merge_labels(row[roles.label] for pairs in rows.values() for row, _ in pairs)
-    samples = []
-    for name, pairs in rows.items():
-        row, file = pairs[0]
-        labels = {names[row[roles.label]] for row, _ in pairs}
-        if len(labels) > 1:
-            problems.setdefault("conflicting_rows", []).append(
-                f"{name}: {', '.join(sorted(labels))}"
-            )
-            continue
-        if len(pairs) > 1:
-            problems.setdefault("duplicate_rows", []).append(name)
-        samples.append(
-            Sample(
-                name,
-                file.path,
-                labels.pop(),
-                group=(row.get(roles.group, "") or None) if roles.group else None,
-                split=SPLIT_WORDS.get(fold(row.get(roles.split, ""))) if roles.split else None,
-                attributes={key: row[key] for key in attributes if row.get(key)},
-            )
-        )
-    problems["unlisted"] = [file.name for file in files if file.name not in rows]
-    chosen = {key: value for key, value in vars(roles).items() if value is not None}
-    used = ", ".join(f"{key} from {value!r}" for key, value in chosen.items())
-    findings = [
-        *findings,
-        *report_rows(problems),
-        *merged,
-        Finding("columns", "info", f"Columns of {table.path.name}: {used}.", detail=chosen),
-    ]
-    root = table.path.parent
-    return finish_dataset(
-        table.path.stem, root, "csv", samples, findings, config, f"{table.path}, {roles.label!r}"
-    )
-
-
-PROBLEMS = {
-    "missing": (
-        "error",
-        "{} images that the CSV names were not found; left out.",
-        "Copy the files below the CSV's folder, or correct their names.",
-    ),
-    "refused_path": (
-        "error",
-        "{} image names in the CSV are absolute or lead out of its folder; refused.",
-        "Write paths relative to the CSV's folder, and put the images below it.",
-    ),
-    "ambiguous": (
-        "error",
-        "{} image names in the CSV fit several files; left out.",
-        "Write the folder before the file name, or remove the copies.",
-    ),
-    "conflicting_rows": (
-        "error",
-        "{} images stand in the CSV with different labels; left out.",
-        "Decide on one label for each, and remove the other rows.",
-    ),
-    "empty_label": ("error", "{} rows of the CSV have no label; left out.", "Fill in the labels."),
-    "empty_image": (
-        "error",
-        "{} rows of the CSV name no image; left out.",
-        "Fill in the image names, or delete the rows.",
-    ),
-    "malformed_rows": (
-        "error",
-        "{} rows of the CSV have more fields than its header; left out.",
-        "Put quotation marks around values that hold the delimiter.",
-    ),
-    "duplicate_rows": (
-        "info",
-        "{} images stand in the CSV more than once with the same label; used once.",
-        "",
-    ),
-    "unlisted": (
-        "warning",
-        "{} images below the CSV's folder are not in the CSV; not used.",
-        "Add rows for them if they belong to the data.",
-    ),
-}
-
-
-def report_rows(problems: dict[str, list[str]]) -> list[Finding]:
-    return [
-        list_finding(check, severity, title.format(f"{len(problems[check]):,}"), found, remedy)
-        for check, (severity, title, remedy) in PROBLEMS.items()
-        if (found := problems.get(check))
-    ]
-
-
-def explain_nothing(
-    table: Table, roles: Roles, files: list[ImageFile], problems: dict[str, list[str]]
-) -> str:
-    """Why no row of a CSV led to an image."""
-    what = " ".join(
-        f"{finding.title} First: {', '.join(map(repr, finding.examples[:3]))}."
-        for finding in report_rows(problems)
-    )
-    there = f"; there are {len(files)} others, such as {files[0].name!r}" if files else ""
-    return (
-        f"No row of {table.path} leads to an image (column {roles.image!r}). {what} Expected the "
-        f"images anywhere below {table.path.parent}{there}. Move the CSV to its images, or name "
-        "another column with --image-column."
-    )
-
-
-def finish_dataset(
-    name: str,
-    root: Path,
-    kind: str,
-    samples: list[Sample],
-    findings: list[Finding],
-    config: SearchConfig,
-    where: str,
-) -> Dataset:
-    """Class names, positive class and DICOM patients."""
-    names, merged = merge_labels(sample.label for sample in samples)
-    counts = Counter(names[sample.label] for sample in samples)
-    if len(counts) > MAX_CLASSES or len(counts) > max(2, len(samples) // 2):
-        first = ", ".join(repr(label) for label in sorted(counts)[:5])
-        raise UsageError(
-            f"{where} gives {len(counts)} different labels for {len(samples)} images ({first} …): "
-            "not classes. Name the column of the class with --label-column."
-        )
-    long = [label for label in counts if len(label) > MAX_LABEL_LENGTH]
-    if long:
-        raise UsageError(
-            f"{where} gives labels of up to {max(map(len, long))} characters ({long[0][:40]!r} …): "
-            "text, not classes. Name the column of the class with --label-column."
-        )
-    classes, positive = order_classes(counts, config.positive)
-    samples = sorted(
-        (replace(sample, label=names[sample.label]) for sample in samples),
-        key=lambda sample: sample.image,
-    )
-    return Dataset(
-        name=name,
-        root=root,
-        kind=kind,
-        samples=tuple(number_patients(samples)),
-        classes=classes,
-        positive=positive,
-        findings=(*findings, *merged),
-    )
-
-
-def number_patients(samples: list[Sample]) -> list[Sample]:
-    """Patients of DICOM files as groups: running numbers, for a digest of an id can be guessed."""
-    numbers: dict[str, str] = {}
-    result = []
-    for sample in samples:
-        candidate = sample.group is None and sample.path.suffix.lower() not in RASTER_EXTENSIONS
-        patient = read_patient(sample.path) if candidate and is_dicom(sample.path) else None
-        if patient is not None:
-            number = numbers.setdefault(patient, f"patient-{len(numbers) + 1:04d}")
-            sample = replace(sample, group=number)
-        result.append(sample)
-    return result
-
-
-def list_finding(check: str, severity: str, title: str, names: list[str], remedy: str) -> Finding:
-    return Finding(check, severity, title, len(names), tuple(names[:12]), remedy)
