@@ -50,6 +50,16 @@ def test_equal_seeds_give_equal_pixels(name):
     assert (first == second).all()
 
 
+@pytest.mark.parametrize("name", ["blur", "rotation", "shift", "gamma"])
+def test_a_grey_image_is_worsened_as_each_channel_of_a_coloured_one(name):
+    colour = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype(np.uint8)
+    worse = apply_corruption(colour, name, 3, seed=1)
+    for channel in range(3):
+        grey = np.repeat(colour[..., channel : channel + 1], 3, axis=-1)
+        expected = np.repeat(worse[..., channel : channel + 1], 3, axis=-1)
+        np.testing.assert_array_equal(apply_corruption(grey, name, 3, seed=1), expected)
+
+
 def test_noise_has_its_standard_deviation_and_no_colour():
     worse = apply_corruption(np.full((4, 64, 64, 3), 128, np.uint8), "noise", 2)
     assert worse.std() == pytest.approx(LEVELS["noise"][1], rel=0.05)

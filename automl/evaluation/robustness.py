@@ -53,12 +53,13 @@ def apply_corruption(pixels: np.ndarray, name: str, level: int, seed: int = 0) -
     if name == "jpeg":
         files = [encode_jpeg(image, int(strength)) for image in pixels]
         return np.stack([decode_bytes(data)[0] for data in files])
-    return np.stack(
-        [
-            _to_uint8(_move(image.astype(np.float64), name, strength, sign, side))
-            for image, sign in zip(pixels, signs, strict=True)
-        ]
-    )
+    # Of grey images, as scans mostly are, one channel is moved for all three.
+    channels = 1 if (pixels == pixels[..., :1]).all() else 3
+    moved = [
+        _to_uint8(_move(image.astype(np.float64), name, strength, sign, side))
+        for image, sign in zip(pixels[..., :channels], signs, strict=True)
+    ]
+    return np.repeat(np.stack(moved), 3 // channels, axis=-1)
 
 
 def _move(image: np.ndarray, name: str, strength: float, sign: np.ndarray, side: int) -> np.ndarray:
