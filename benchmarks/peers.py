@@ -423,6 +423,12 @@ class Result:
     def both(self) -> np.ndarray:
         return np.column_stack([1 - self.probabilities, self.probabilities])
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The answers as probabilities of 0 and 1, (m, 2)."""
+        positive = (self.probabilities >= self.threshold).astype(float)
+        return np.column_stack([1 - positive, positive])
+
 
 def read_results(out: Path, images: Images, split: str) -> Iterator[Result]:
     """The results of a split that are there, in the order of PEERS, then of budgets."""
@@ -558,6 +564,48 @@ def print_differences(results: list[Result], images: Images, split: str) -> None
             print_row(cells)
 
 
+def print_pooled(out: Path, images: Images, splits: list[str]) -> None:
+    """Ours minus each peer on the images of all folds that both have, each judged by the model
+    that had not seen its group. Models of several folds have no common ranking, so no ROC AUC.
+    """
+    found: dict[tuple[str, str, int], dict[str, Result]] = defaultdict(dict)
+    for split in splits:
+        for result in read_results(out, images, split):
+            if len(result.rows):
+                found[result.notes["peer"], result.budget, result.notes["seed"]][split] = result
+    print("\n## Folds together: automl minus each, 95 % intervals (* without zero)\n")
+    print_header(["", "minus", "minutes", "folds", "accuracy", "balanced accuracy", "Brier"])
+    for (mine, budget, seed), ours in found.items():
+        for (name, minutes, their_seed), theirs in found.items():
+            both = [split for split in ours if split in theirs]
+            same = budget == minutes or "–" in (budget, minutes)
+            if not PEERS[mine].is_ours or PEERS[name].is_ours or not both or not same:
+                continue
+            if seed != their_seed:
+                continue
+            pairs = [(ours[split], theirs[split]) for split in both]
+            difference = pool_differences(pairs, images)
+            cells = [PEERS[mine].title, PEERS[name].title, minutes, ", ".join(both)]
+            for metric in ("accuracy", "balanced_accuracy", "brier"):
+                interval = difference[metric]
+                apart = interval["low"] > 0 or interval["high"] < 0
+                cells.append(show(interval, "+") + (" *" if apart else ""))
+            print_row(cells)
+
+
+def pool_differences(pairs: list[tuple[Result, Result]], images: Images) -> dict[str, Interval]:
+    """First minus second, over the images of all ``pairs``, which must not overlap."""
+    rows = np.concatenate([first.rows for first, _ in pairs])
+    y, groups = images.labels[rows], images.groups[rows]
+    both = [np.concatenate([pair[side].both for pair in pairs]) for side in (0, 1)]
+    # Each fold has a threshold of its own; that of a label's probability is a half.
+    labels = [np.concatenate([pair[side].labels for pair in pairs]) for side in (0, 1)]
+    return {
+        **bootstrap_difference(y, *labels, (0.5, 0.5), groups),
+        "brier": bootstrap_difference(y, *both, (0.5, 0.5), groups)["brier"],
+    }
+
+
 def print_header(cells: list[str]) -> None:
     print_row(cells)
     print_row(["---"] * len(cells))
@@ -592,6 +640,7 @@ def main() -> None:
         print("\n## All folds\n")
         print_header(["", "minutes", *COLUMNS.values()])
         print_spread(folds, "folds")
+        print_pooled(options.out, images, [split for split in options.splits if split in FOLDS])
 
 
 def read_options() -> argparse.Namespace:

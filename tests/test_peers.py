@@ -59,6 +59,20 @@ def test_answers_come_back_as_they_were_given_and_are_scored(peers, images, tmp_
     assert peers.score(result, images, images.alone["rows"])["accuracy"]["value"] == 1.0
 
 
+def test_folds_are_pooled_with_the_threshold_that_each_has(peers, images):
+    def answer(name, rows, probabilities, threshold):
+        notes = {"threshold": threshold}
+        return peers.Result(peers.PEERS[name], notes, np.array(rows), np.array(probabilities))
+
+    pairs = [
+        (answer("balanced", [2, 3], [0.1, 0.3], 0.2), answer("student", [2, 3], [0.1, 0.3], None)),
+        (answer("balanced", [4, 5], [0.7, 0.9], 0.8), answer("student", [4, 5], [0.7, 0.9], None)),
+    ]
+    difference = peers.pool_differences(pairs, images)
+    assert difference["accuracy"]["value"] == 0.5
+    assert difference["brier"]["value"] == 0.0
+
+
 def test_what_a_peer_says_of_leaks_is_told_from_its_progress(peers):
     said = peers.told(
         "looking for twins: 9 of 9\rerror: 4 pairs of twins are on two sides\nepoch 1"
