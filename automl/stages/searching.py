@@ -43,8 +43,8 @@ from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
 from automl.writing import delete_parts, write_json
 
-# What a budget keeps back for evaluation, export and report: at least this, and at most half.
-RESERVE_SHARE = 0.15
+# What a budget keeps back for evaluation, export and report: at least this, and at most so much.
+RESERVE_SHARE, MOST_RESERVE_SHARE = 0.15, 0.6
 RESERVE_SECONDS = 45.0
 # On a machine that loads TensorFlow in so many seconds, with room to spare: what is the same for
 # every data set (starting processes, conversions, proofs), and an image at width 1.0, 160 px,
@@ -86,7 +86,7 @@ def share_of_search(config: SearchConfig, images: int, loading: float) -> float:
         RESERVE_SHARE * config.budget,
         finishing * loading / LOADING_SECONDS,
     )
-    return config.budget - min(reserve, config.budget / 2)
+    return config.budget - min(reserve, MOST_RESERVE_SHARE * config.budget)
 
 
 def make_spec(config: SearchConfig, scan: Scan, split: Split, cache: Path) -> StudySpec:
