@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -478,6 +478,11 @@ def show(interval: Interval, sign: str = "") -> str:
     return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
+def show_difference(interval: Interval) -> str:
+    apart = interval["low"] > 0 or interval["high"] < 0
+    return show(interval, "+") + (" *" if apart else "")
+
+
 # Each result's metrics, by peer and budget.
 Spread = defaultdict[tuple[str, str], list[dict[str, Interval]]]
 
@@ -536,61 +541,54 @@ def print_spread(spread: Spread, of: str) -> None:
             print_row(cells)
 
 
+def comparable(results: Iterable[Result]) -> Iterator[tuple[Result, Result, str]]:
+    """Ours and each peer of the same budget and seed, with that budget."""
+    answered = [result for result in results if len(result.rows)]
+    for mine in (result for result in answered if result.peer.is_ours):
+        for other in (result for result in answered if not result.peer.is_ours):
+            same = mine.notes["minutes"] == other.notes["minutes"]
+            same |= not (mine.peer.budgeted and other.peer.budgeted)
+            if same and other.notes["seed"] == mine.notes["seed"]:
+                yield mine, other, mine.budget if mine.peer.budgeted else other.budget
+
+
 def print_differences(results: list[Result], images: Images, split: str) -> None:
-    """Ours minus each peer of the same budget and seed, on the same replicates."""
-    ours = [result for result in results if result.peer.is_ours and len(result.rows)]
-    others = [result for result in results if not result.peer.is_ours and len(result.rows)]
-    if not ours or not others:
+    """Ours minus each peer, on the same replicates."""
+    pairs = list(comparable(results))
+    if not pairs:
         return
     print(f"\n### {split}: automl minus each, 95 % intervals (* without zero)\n")
     header = ["", "minus", "minutes", "seed", "ROC AUC", "accuracy", "balanced accuracy", "Brier"]
     print_header(header)
-    for mine in ours:
+    for mine, other, budget in pairs:
         y, groups = images.labels[mine.rows], images.groups[mine.rows]
-        for other in others:
-            same = mine.notes["minutes"] == other.notes["minutes"]
-            same |= not (mine.peer.budgeted and other.peer.budgeted)
-            if not same or other.notes["seed"] != mine.notes["seed"]:
-                continue
-            difference = bootstrap_difference(
-                y, mine.both, other.both, (mine.threshold, other.threshold), groups
-            )
-            budget = mine.budget if mine.peer.budgeted else other.budget
-            cells = [mine.peer.title, other.peer.title, budget, str(mine.notes["seed"])]
-            for name in ("roc_auc", "accuracy", "balanced_accuracy", "brier"):
-                interval = difference[name]
-                apart = interval["low"] > 0 or interval["high"] < 0
-                cells.append(show(interval, "+") + (" *" if apart else ""))
-            print_row(cells)
+        difference = bootstrap_difference(
+            y, mine.both, other.both, (mine.threshold, other.threshold), groups
+        )
+        cells = [mine.peer.title, other.peer.title, budget, str(mine.notes["seed"])]
+        names = ("roc_auc", "accuracy", "balanced_accuracy", "brier")
+        print_row(cells + [show_difference(difference[name]) for name in names])
 
 
 def print_pooled(out: Path, images: Images, splits: list[str]) -> None:
     """Ours minus each peer on the images of all folds that both have, each judged by the model
     that had not seen its group. Models of several folds have no common ranking, so no ROC AUC.
     """
-    found: dict[tuple[str, str, int], dict[str, Result]] = defaultdict(dict)
+    found: dict[tuple[str, str, str, int], dict[str, tuple[Result, Result]]] = defaultdict(dict)
     for split in splits:
-        for result in read_results(out, images, split):
-            if len(result.rows):
-                found[result.notes["peer"], result.budget, result.notes["seed"]][split] = result
+        for mine, other, budget in comparable(read_results(out, images, split)):
+            key = mine.peer.title, other.peer.title, budget, mine.notes["seed"]
+            found[key][split] = mine, other
+    if not found:
+        return
     print("\n## Folds together: automl minus each, 95 % intervals (* without zero)\n")
-    print_header(["", "minus", "minutes", "folds", "accuracy", "balanced accuracy", "Brier"])
-    for (mine, budget, seed), ours in found.items():
-        for (name, minutes, their_seed), theirs in found.items():
-            both = [split for split in ours if split in theirs]
-            same = budget == minutes or "–" in (budget, minutes)
-            if not PEERS[mine].is_ours or PEERS[name].is_ours or not both or not same:
-                continue
-            if seed != their_seed:
-                continue
-            pairs = [(ours[split], theirs[split]) for split in both]
-            difference = pool_differences(pairs, images)
-            cells = [PEERS[mine].title, PEERS[name].title, minutes, ", ".join(both)]
-            for metric in ("accuracy", "balanced_accuracy", "brier"):
-                interval = difference[metric]
-                apart = interval["low"] > 0 or interval["high"] < 0
-                cells.append(show(interval, "+") + (" *" if apart else ""))
-            print_row(cells)
+    header = ["", "minus", "minutes", "seed", "folds", "accuracy", "balanced accuracy", "Brier"]
+    print_header(header)
+    for key, pairs in found.items():
+        difference = pool_differences(list(pairs.values()), images)
+        cells = [*map(str, key), ", ".join(pairs)]
+        names = ("accuracy", "balanced_accuracy", "brier")
+        print_row(cells + [show_difference(difference[name]) for name in names])
 
 
 def pool_differences(pairs: list[tuple[Result, Result]], images: Images) -> dict[str, Interval]:

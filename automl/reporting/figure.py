@@ -71,3 +71,12 @@ class Figure:
     wide: bool = False
     height: int = 280
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+def limits(rates: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Lower and upper ends of intervals; the value itself where there is none."""
+    low, high = (
+        [rate["value"] if rate[side] is None else rate[side] for rate in rates]
+        for side in ("low", "high")
+    )
+    return low, high

@@ -10,40 +10,18 @@ MAX_TABLE_ROWS = 60
 
 def roc_figure(report: dict[str, Any]) -> Figure | None:
     """Sensitivity against false alarms at every threshold."""
-    curve = test_curve(report, "roc")
-    if not curve:
-        return None
     return band_figure(
-        report,
-        curve,
-        "fpr",
-        "tpr",
-        "roc",
-        "ROC curve",
-        "roc_auc",
-        True,
-        "false alarms (1 \u2212 specificity)",
-        "found (sensitivity)",
-    )
+        report, "roc", "fpr", "tpr", "ROC curve", "roc_auc",
+        "false alarms (1 \u2212 specificity)", "found (sensitivity)", diagonal=True,
+    )  # fmt: skip
 
 
 def pr_figure(report: dict[str, Any]) -> Figure | None:
     """Precision against recall at every threshold."""
-    curve = test_curve(report, "pr")
-    if not curve:
-        return None
     return band_figure(
-        report,
-        curve,
-        "recall",
-        "precision",
-        "pr",
-        "Precision and recall",
-        "average_precision",
-        False,
-        "found (recall)",
-        "right when positive (precision)",
-    )
+        report, "pr", "recall", "precision", "Precision and recall", "average_precision",
+        "found (recall)", "right when positive (precision)",
+    )  # fmt: skip
 
 
 def calibration_figure(report: dict[str, Any]) -> Figure | None:
@@ -207,16 +185,19 @@ def test_curve(report: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 def band_figure(
     report: dict[str, Any],
-    curve: dict[str, Any],
+    name: str,
     x: str,
     y: str,
-    name: str,
     title: str,
     metric: str,
-    diagonal: bool,
     x_label: str,
     y_label: str,
-) -> Figure:
+    diagonal: bool = False,
+) -> Figure | None:
+    """The test's curve ``name`` with its band, from the report's keys ``x`` and ``y``."""
+    curve = test_curve(report, name)
+    if not curve:
+        return None
     who = report["dataset"]["positive"] or "macro average over classes"
     area = interval(report["evaluation"]["test"]["metrics"].get(metric))
     low, high = curve["low"] or None, curve["high"] or None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from automl.reporting.figure import Figure, Panel, Series
+from automl.reporting.figure import Figure, Panel, Series, limits
 from automl.reporting.formats import brief, interval, number, percent, percent_interval, words
 
 # What the strength of each disturbance is measured in; see evaluation/robustness.py.
@@ -67,15 +67,6 @@ def interval_panel(
         x_percent=percents,
         first_is_ours=reference is not None,
     )
-
-
-def limits(rates: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Lower and upper ends of intervals; the value itself where there is none."""
-    low, high = (
-        [rate["value"] if rate[side] is None else rate[side] for rate in rates]
-        for side in ("low", "high")
-    )
-    return low, high
 
 
 def confidence_figure(report: dict[str, Any]) -> Figure | None:

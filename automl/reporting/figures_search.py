@@ -4,7 +4,7 @@ import math
 from itertools import accumulate, pairwise
 from typing import Any
 
-from automl.reporting.figure import Figure, Panel, Series
+from automl.reporting.figure import Figure, Panel, Series, limits
 from automl.reporting.formats import brief, duration, number, percent, words
 
 
@@ -242,8 +242,7 @@ def importance_figure(report: dict[str, Any]) -> Figure | None:
         return None
     items.sort(key=lambda item: -item["value"])
     values = [item["value"] for item in items]
-    low = [item["value"] if item["low"] is None else item["low"] for item in items]
-    high = [item["value"] if item["high"] is None else item["high"] for item in items]
+    low, high = limits(items)
     labels = tuple(words(item["name"]) for item in items)
     rows = tuple(
         (label, percent(value, 0), f"{percent(a, 0)} to {percent(b, 0)}")
