@@ -252,7 +252,8 @@ def test_a_budget_is_spent_and_kept(work):
     assert longest > 9, "nine epochs would leave most of the time"
     # Where the machine gets slower than it was measured, the clock takes the last trials.
     ended = sum(event["event"] == "trial_ended" for event in events)
-    assert ended >= 0.9 * plan["trials"]
+    last = max(event["elapsed"] for event in events if event["event"] == "trial_ended")
+    assert ended == plan["trials"] or last > 0.3 * seconds
     assert events[-1]["event"] == "session_ended"
     assert (events[-1]["reason"] == "done") == (ended == plan["trials"])
 

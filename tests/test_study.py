@@ -168,7 +168,7 @@ def test_a_refinement_that_was_interrupted_is_made_when_the_study_goes_on(tmp_pa
 
 @pytest.mark.parametrize(
     ("most", "epoch", "epochs"),
-    [(9, 10.0, 9), (9, 100.0, 7), (9, 260.0, 3), (9, 280.0, 0), (2, 300.0, 2), (0, 10.0, 0)],
+    [(9, 10.0, 9), (9, 100.0, 8), (9, 400.0, 2), (9, 480.0, 0), (1, 800.0, 1), (0, 10.0, 0)],
 )
 def test_before_a_deadline_a_refinement_has_as_many_epochs_as_have_time(
     tmp_path, most, epoch, epochs
@@ -281,6 +281,9 @@ def test_budget_schedules_grow_and_each_trains_something_to_its_end():
     assert min(totals) == 1
     assert max(totals) > 1000
     assert all(schedule[0][-1][0] >= 1 for schedule in schedules)
+    alone = [[[(1, epochs)]] for epochs in (2, 3, 4)]
+    assert schedules[:3] == alone
+    assert not [s for s in candidate_schedules(3, 5) if s in alone], "fewer than --min-epochs"
 
 
 def make_progress(folder: Path, total: float, show) -> tuple[Progress, Trial]:
@@ -348,6 +351,22 @@ def test_the_lead_has_its_own_executor_and_runs_alone(tmp_path):
     with Journal(rest) as journal:
         run_study(make_study(tmp_path), others, journal, workers=4, lead=again)
     assert again.ended and not again.ran, "a lead that is known is not run again"
+
+
+def test_a_process_that_trains_all_there_is_starts_once(tmp_path):
+    class Lead(Pretend):
+        paused = 0
+
+        def pause(self):
+            self.paused += 1
+
+    lead, others = Lead(), Lead()
+    plan = replace(make_study(tmp_path), schedule=[[(1, 2)]], refine_epochs=3)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        study = run_study(plan, others, journal, workers=2, lead=lead)
+    assert [task.refines for task in lead.ran] == [0, 3] and not others.ran
+    assert (lead.paused, others.paused) == (0, 1)
+    assert [trial.epochs for trial in study.trials] == [2, 5]
 
 
 def test_a_long_trial_counts_while_it_runs(tmp_path, monkeypatch):

@@ -25,11 +25,18 @@ from automl.search.trial import CHUNK_BYTES, balanced_size, get_trainer
 Schedule = list[list[tuple[int, int]]]
 # Epochs of the longest trial that a budget may choose.
 CHOICES = (1, 2, 3, 4, 6, 9, 12, 18, 27, 54, 81)
+# Epochs of the only trial, where a budget has no time to compare any.
+ALONE_EPOCHS = (2, 3, 4)
 # Share of the time left that a schedule may be expected to take: estimates are within 30 %.
 BUDGET_SHARE = 0.8
-# Share of that which may go to the refinement, and the fewest epochs it is worth beginning for.
+# What a budget is spent on, from what was measured: a refinement of so many epochs is worth more
+# than other configurations than the defaults, and so is this share of a longer time.
+REFINE_FIRST = 4
 REFINE_SHARE = 0.6
-REFINE_LEAST = 3
+# The fewest epochs worth beginning for, and the share of the time left that they may take: they
+# all take the same time, and it is known better by then.
+REFINE_LEAST = 2
+REFINE_BUDGET_SHARE = 0.9
 # Its process starts anew, for the memory, and writes its graph.
 REFINE_START_SECONDS = 15.0
 # Seconds of a trial besides training: reset, checkpoint, journal.
@@ -153,6 +160,17 @@ def fit_refinement(most: int, seconds: float, epoch: float) -> int:
     return epochs if epochs >= min(most, REFINE_LEAST) else 0
 
 
+def share_out(left: float, cheapest: float, epoch: float, most: int) -> int:
+    """Epochs of refinement, at most ``most``, for a search that has ``left`` seconds.
+
+    Args:
+        cheapest: seconds of the cheapest schedule, which has to come before it.
+        epoch: seconds of one epoch.
+    """
+    first = REFINE_START_SECONDS + REFINE_FIRST * epoch
+    return fit_refinement(most, max(REFINE_SHARE * left, min(first, left - cheapest)), epoch)
+
+
 def estimate_seconds(
     speeds: dict[float, Speeds],
     spec: StudySpec,
@@ -211,9 +229,10 @@ def candidate_schedules(factor: int, min_epochs: int) -> list[Schedule]:
     """Schedules for a budget: Algorithm 1 for several R, whole or without its last brackets.
 
     The brackets that go first are those that train everything to the end: they are the
-    dearest, and the least likely to find what the others missed.
+    dearest, and the least likely to find what the others missed. Where there is time for
+    neither, the first configuration is trained alone.
     """
-    schedules = []
+    schedules = [[[(1, epochs)]] for epochs in ALONE_EPOCHS if epochs >= min_epochs]
     for max_epochs in CHOICES:
         if max_epochs < min_epochs:
             continue

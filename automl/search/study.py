@@ -19,7 +19,7 @@ from automl.errors import AutomlError, SearchError, StorageError
 from automl.records import Study, Trial
 from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle, name_trial
 from automl.search.objective import best_epoch, direction, is_no_worse
-from automl.search.plan import BUDGET_SHARE, balanced_size, fit_refinement, trial_seconds
+from automl.search.plan import REFINE_BUDGET_SHARE, balanced_size, fit_refinement, trial_seconds
 from automl.search.space import define_space
 from automl.search.spec import Speeds, StudySpec, TrialError, TrialResult, TrialTask
 from automl.search.summary import epochs_of
@@ -59,6 +59,11 @@ class StudyPlan:
             group_by="fine_tune_depth",
             rungs=self.schedule,
         )
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is nothing to compare: one configuration, trained once."""
+        return self.schedule[0][0][0] == len(self.schedule) == len(self.schedule[0]) == 1
 
     def checkpoint(self, trial: str) -> Path:
         return self.folder / "checkpoints" / f"{trial}.npz"
@@ -208,7 +213,7 @@ def run_study(
                 return int(event["refines"])
         if deadline is None:
             return plan.refine_epochs
-        left = BUDGET_SHARE * (deadline - time.monotonic())
+        left = REFINE_BUDGET_SHARE * (deadline - time.monotonic())
         pace = count_workers() if lead is not None else 1
         return fit_refinement(plan.refine_epochs, left, refine_epoch / pace)
 
@@ -230,7 +235,8 @@ def run_study(
         future.add_done_callback(answered.put)
 
     def finish(trial: Trial) -> None:
-        if lead is not None and is_alone(trial):
+        # Its memory is wanted by those that follow, if any do before it is needed again.
+        if lead is not None and is_alone(trial) and not plan.is_single:
             lead.pause()
         ended[trial.trial] = trial
         progress.trial_ended(trial)

@@ -1,5 +1,6 @@
 """The winner: one calibrated model, its answers, and the test set once."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from automl.folder import (
     write_probabilities,
 )
 from automl.records import Scan, Split, Study
-from automl.search.engine import tensorflow_engine
+from automl.search.engine import choose_engine, each, engine_name, tensorflow_engine
 from automl.search.model import cut_head, join, mirror_backbone
 from automl.search.objective import probabilities_of
 from automl.search.spec import StudySpec
@@ -135,15 +136,21 @@ def is_not_worse(with_it: np.ndarray, without: np.ndarray) -> bool:
 def look_at_both_sides(backbone: Any, scan: Scan, rows: np.ndarray, console: Console) -> np.ndarray:
     """Features float32 (2, len(rows), C) of some images and of their mirror images."""
     assert scan.pixels is not None
-    run = tensorflow_engine(backbone)
-    blocks = np.array_split(rows, -(-len(rows) // 32))
-    features = []
-    for done, block in enumerate(blocks):
-        console.progress("predicting", done, len(blocks))
-        pixels = np.asarray(scan.pixels[block], np.float32)
-        features.append([run(pixels)[0], run(pixels[:, :, ::-1])[0]])
-    console.progress("predicting", len(blocks), len(blocks))
-    return np.concatenate(features, axis=1)
+    run = choose_engine(engine_name(2 * len(rows)), backbone)
+    starts = range(0, len(rows), 32)
+    features: dict[int, list[np.ndarray]] = {}
+    lock = threading.Lock()
+
+    def look(start: int) -> None:
+        pixels = np.asarray(scan.pixels[rows[start : start + 32]], np.float32)
+        sides = [run(pixels)[0], run(np.ascontiguousarray(pixels[:, :, ::-1]))[0]]
+        with lock:
+            features[start] = sides
+            console.progress("predicting", len(features), len(starts))
+
+    console.progress("predicting", 0, len(starts))
+    each(look, starts)
+    return np.concatenate([features[start] for start in starts], axis=1)
 
 
 def evaluate_winner(

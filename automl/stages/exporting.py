@@ -17,7 +17,8 @@ from automl.serving.parity import FILES, TestSet
 from automl.serving.predictor import Predictor, load
 from automl.stages.evaluating import TakeRows, Winner
 
-PROOF_IMAGES = 600
+# Equal numbers show themselves on a few: another runtime of the same file differs everywhere.
+PROOF_IMAGES = 256
 
 
 def export_winner(

@@ -1,7 +1,6 @@
 """The search: plan it, fill the cache, train the trials, describe what came out."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,18 +19,17 @@ from automl.search.hyperband import make_schedule
 from automl.search.model import count_macs, trained_layers
 from automl.search.plan import (
     BUDGET_SHARE,
-    REFINE_SHARE,
     balanced_size,
     candidate_schedules,
     describe_network,
     describe_schedule,
     estimate_bytes,
     estimate_seconds,
-    fit_refinement,
     hang_seconds,
     mean_speeds,
     measure_speeds,
     refine_seconds,
+    share_out,
 )
 from automl.search.space import describe_space
 from automl.search.spec import Network, PixelSource, Speeds, StudySpec
@@ -43,15 +41,14 @@ from automl.stages.evaluating import Winner
 from automl.tracking.journal import Journal
 from automl.writing import delete_parts, write_json
 
-# What a budget keeps back for evaluation, export and report: at least this, and at most so much.
+# Shares of a budget that are kept back for evaluation, export and report, least and most.
 RESERVE_SHARE, MOST_RESERVE_SHARE = 0.15, 0.6
-RESERVE_SECONDS = 45.0
-# On a machine that loads TensorFlow in so many seconds, with room to spare: what is the same for
-# every data set (starting processes, conversions, proofs), and an image at width 1.0, 160 px,
-# looked at with its mirror image.
+# On a machine that loads TensorFlow in so many seconds or fewer, with room to spare: what is the
+# same for every data set (starting processes, conversions, proofs), and an image at width 1.0,
+# 160 px, looked at with its mirror image.
 LOADING_SECONDS = 3.5
-FINISHING_SECONDS = 40.0
-FINISHING_IMAGE_SECONDS = 0.027
+FINISHING_SECONDS = 45.0
+FINISHING_IMAGE_SECONDS = 0.013
 PASSES = ("train", "predict")
 
 
@@ -81,11 +78,8 @@ def share_of_search(config: SearchConfig, images: int, loading: float) -> float:
     assert config.budget is not None
     size = max(config.width) ** 2 * (config.image_size / 160) ** 2
     finishing = FINISHING_SECONDS + FINISHING_IMAGE_SECONDS * size * images
-    reserve = max(
-        RESERVE_SECONDS,
-        RESERVE_SHARE * config.budget,
-        finishing * loading / LOADING_SECONDS,
-    )
+    finishing *= max(1.0, loading / LOADING_SECONDS)
+    reserve = max(RESERVE_SHARE * config.budget, finishing)
     return config.budget - min(reserve, MOST_RESERVE_SHARE * config.budget)
 
 
@@ -149,16 +143,12 @@ def make_plan(
             Trainer(spec, width)
 
     refine_epoch = refine_seconds(networks, speeds, spec)
-    most = config.most_refine_epochs
-    left = math.inf if deadline is None else BUDGET_SHARE * (deadline - time.monotonic())
-    refines = fit_refinement(most, REFINE_SHARE * left, refine_epoch / workers)
-    refinement = refines * refine_epoch
+    refines = most = config.most_refine_epochs
 
     def plan_of(schedule: list[list[tuple[int, int]]]) -> tuple[StudyPlan, float]:
         study = StudyPlan(spec, schedule, config.width, config.batch_size, folder, most)
         firsts = study.make_oracle().first_values()
-        trials = estimate_seconds(speeds, spec, schedule, firsts, workers)
-        return study, filling + trials + refinement / workers
+        return study, estimate_seconds(speeds, spec, schedule, firsts, workers)
 
     if started is not None:
         schedule = [
@@ -170,11 +160,14 @@ def make_plan(
         study, seconds = plan_of(make_schedule(config.max_epochs, config.factor, config.min_epochs))
     else:
         plans = [plan_of(s) for s in candidate_schedules(config.factor, config.min_epochs)]
-        fitting = [p for p in plans if p[1] - filling <= left]
+        left = BUDGET_SHARE * (deadline - time.monotonic())
+        cheapest = min(plans, key=lambda p: p[1])
+        refines = share_out(left, cheapest[1], refine_epoch / workers, most)
+        rest = left - refines * refine_epoch / workers
+        fitting = [p for p in plans if p[1] <= rest]
         # The largest that fits; where nothing does, the smallest is cut off by the clock.
-        study, seconds = (
-            max(fitting, key=lambda p: p[1]) if fitting else min(plans, key=lambda p: p[1])
-        )
+        study, seconds = max(fitting, key=lambda p: p[1], default=cheapest)
+    seconds += filling + refines * refine_epoch / workers
     description = describe_schedule(study.schedule) | {
         "seconds": round(seconds, 1),
         "workers": workers,
@@ -344,6 +337,8 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
     for bracket in plan.description["brackets"]:
         rungs = " → ".join(f"{r['size']} × {r['epochs']}" for r in bracket["rungs"])
         lines.append(f"  bracket {bracket['bracket']}: {rungs}   (configurations × epochs)")
+    if plan.study.is_single and config.budget:
+        lines.append("  no time to compare configurations: the defaults are trained")
     epochs = plan.description["refine_epochs"]
     if epochs:
         taking = epochs * plan.refine_epoch / plan.description["workers"]
