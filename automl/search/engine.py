@@ -18,6 +18,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from automl.console import hush
+
 LITERT_FROM_IMAGES = 1500
 
 Engine = Callable[[np.ndarray], list[np.ndarray]]
@@ -88,13 +90,15 @@ def litert_engine(network: keras.Model) -> Engine:
         # tf.lite announces its own move to ai_edge_litert at every use.
         warnings.simplefilter("ignore")
         interpreter_class = litert_interpreter()
-    content = converter.convert()
+    with hush():
+        content = converter.convert()
     here = threading.local()
 
     def call(images: np.ndarray) -> list[np.ndarray]:
         if not hasattr(here, "interpreter"):
-            here.interpreter = interpreter_class(model_content=content, num_threads=1)
-            here.interpreter.allocate_tensors()
+            with hush():
+                here.interpreter = interpreter_class(model_content=content, num_threads=1)
+                here.interpreter.allocate_tensors()
         interpreter = here.interpreter
         entry = interpreter.get_input_details()[0]["index"]
         # The converter may reorder the outputs but keeps their names.

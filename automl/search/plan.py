@@ -26,9 +26,9 @@ Schedule = list[list[tuple[int, int]]]
 # Epochs of the longest trial that a budget may choose.
 CHOICES = (1, 2, 3, 4, 6, 9, 12, 18, 27, 54, 81)
 # Epochs of the only trial, where a budget has no time to compare any.
-ALONE_EPOCHS = (2, 3, 4)
+ALONE_EPOCHS = (2, 3)
 # Share of the time left that a schedule may be expected to take: estimates are within 30 %.
-BUDGET_SHARE = 0.8
+BUDGET_SHARE = 0.85
 # What a budget is spent on, from what was measured: a refinement of so many epochs is worth more
 # than other configurations than the defaults, and so is this share of a longer time.
 REFINE_FIRST = 4
@@ -38,7 +38,7 @@ REFINE_SHARE = 0.6
 REFINE_LEAST = 2
 REFINE_BUDGET_SHARE = 0.9
 # Its process starts anew, for the memory, and writes its graph.
-REFINE_START_SECONDS = 15.0
+REFINE_START_SECONDS = 8.0
 # Seconds of a trial besides training: reset, checkpoint, journal.
 TRIAL_SECONDS = 0.15
 MEASURED_BATCHES = 3

@@ -47,8 +47,8 @@ RESERVE_SHARE, MOST_RESERVE_SHARE = 0.15, 0.6
 # same for every data set (starting processes, conversions, proofs), and an image at width 1.0,
 # 160 px, looked at with its mirror image.
 LOADING_SECONDS = 3.5
-FINISHING_SECONDS = 45.0
-FINISHING_IMAGE_SECONDS = 0.013
+FINISHING_SECONDS = 40.0
+FINISHING_IMAGE_SECONDS = 0.010
 PASSES = ("train", "predict")
 
 
