@@ -35,10 +35,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_size": 160,
         "width": (1.0,),
         "fine_tune_depths": (0, 4, 7),
-        "max_epochs": 4,
+        "max_epochs": 3,
         "factor": 3,
         "views": 2,
-        "refine_epochs": 3,
+        "refine_epochs": 4,
     },
     "balanced": {
         "image_size": 160,

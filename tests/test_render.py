@@ -106,6 +106,15 @@ def test_the_winner_says_what_became_of_its_refinement(score, loss, used, text, 
     assert 'id="refinement"' not in plain
 
 
+@pytest.mark.parametrize(("count", "said"), [(1, False), (2, True)])
+def test_one_configuration_is_not_called_a_search(count, said, tmp_path):
+    report = report_fixture.full_report()
+    report["search"]["configurations"] = count
+    page, card = fill_without_figures(report, tmp_path), make_model_card(report)
+    assert ("Hyperband: <span" in page) == ("found by a Hyperband search" in card) == said
+    assert ("compared with no other" in page) == ("compared with no other" in card) != said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REPORTS)
 def test_every_kind_of_report_renders_into_a_well_formed_page(name, tmp_path):

@@ -50,9 +50,14 @@ def make_model_card(report: dict[str, Any]) -> str:
         ]
     if run["weights"] == "none":
         lines += ["> Demonstration: the backbone started from random weights.", ""]
+    count = search["configurations"]
+    origin = (
+        "trained with the default configuration, which was compared with no other"
+        if count == 1
+        else f"found by a Hyperband search over {plural(count, 'configuration')}"
+    )
     lines += [
-        f"MobileNetV2 that tells apart {classes} on single images, found by a Hyperband search "
-        f"over {plural(search['configurations'], 'configuration')} "
+        f"MobileNetV2 that tells apart {classes} on single images, {origin} "
         f"({duration(search['wall_seconds'])}).",
         "",
         f"## Verdict: {verdict['level']}",

@@ -27,7 +27,9 @@ Engine = Callable[[np.ndarray], list[np.ndarray]]
 
 def engine_name(n_images: int) -> str:
     """ "litert" or "tensorflow", by the number of images; a GPU always gets TensorFlow."""
-    if tf.config.list_physical_devices("GPU") or n_images < LITERT_FROM_IMAGES:
+    with hush():  # without a GPU, CUDA says so
+        gpus = tf.config.list_physical_devices("GPU")
+    if gpus or n_images < LITERT_FROM_IMAGES:
         return "tensorflow"
     return "litert" if litert_interpreter() is not None else "tensorflow"
 

@@ -329,10 +329,10 @@ def search_models(
 def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
     """The plan for the person who waits."""
     lines = [
-        f"Plan: {plan.description['configurations']} configurations, "
-        f"{plan.description['trials']} trials, "
-        f"{plan.description['epochs']} epochs of {plan.description['training_images']:,} images; "
-        f"about {minutes(plan.expected_seconds)}."
+        f"Plan: {count(plan.description['configurations'], 'configuration')}, "
+        f"{count(plan.description['trials'], 'trial')}, "
+        f"{count(plan.description['epochs'], 'epoch')} of "
+        f"{plan.description['training_images']:,} images; about {minutes(plan.expected_seconds)}."
     ]
     for bracket in plan.description["brackets"]:
         rungs = " → ".join(f"{r['size']} × {r['epochs']}" for r in bracket["rungs"])
@@ -352,6 +352,10 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
         f"{size['checkpoints'] / 1e6:,.0f} MB of checkpoints; weights: {config.weights_used}"
     )
     return "\n".join(lines)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def minutes(seconds: float) -> str:
