@@ -156,6 +156,7 @@ def make_plan(
             for bracket in started["plan"]["brackets"]
         ]
         study, seconds = plan_of(schedule)
+        refines = started["plan"].get("refine_epochs", most)
     elif deadline is None:
         study, seconds = plan_of(make_schedule(config.max_epochs, config.factor, config.min_epochs))
     else:
