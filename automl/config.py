@@ -50,13 +50,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refine_epochs": 6,
     },
     "best": {
-        "image_size": 224,
+        "image_size": 160,
         "width": (1.0,),
         "fine_tune_depths": (0, 4, 7),
         "max_epochs": 6,
         "factor": 2,
         "views": 4,
-        "refine_epochs": 12,
+        "refine_epochs": 10,
     },
 }
 

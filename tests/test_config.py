@@ -131,7 +131,7 @@ def test_settings_that_contradict_each_other_are_refused():
         make_config({"workers": 2, "scheduler": "tcp://a:1"})
     with pytest.raises(UsageError, match="less than a tenth"):
         make_config({"val_fraction": 0.5, "test_fraction": 0.45})
-    with pytest.raises(UsageError, match="--min-epochs 20 is more than --max-epochs 4"):
+    with pytest.raises(UsageError, match="--min-epochs 20 is more than --max-epochs 3"):
         make_config({"min_epochs": 20})
 
 
