@@ -54,7 +54,14 @@ class Pretend(Executor):
         score += self.gain if task.refines else 0
         loss = self.loss if task.refines else 1.0
         history = tuple(
-            {"epoch": e, "loss": 1.0, "val_loss": loss, "val_roc_auc": score, "seconds": 0.1}
+            {
+                "epoch": e,
+                "loss": 1.0,
+                "val_loss": loss,
+                "val_loss_error": 0.05,
+                "val_roc_auc": score,
+                "seconds": 0.1,
+            }
             for e in range(1, task.epochs + 1)
         )
         future.set_result(TrialResult(score, task.epochs, history, 0.1))
@@ -132,7 +139,7 @@ def test_workers_do_not_change_the_result(tmp_path):
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(
     ("gain", "loss", "used"),
-    [(0.01, 1.1, True), (-0.01, 0.9, True), (-0.01, 1.0, False)],
+    [(0.01, 1.1, True), (-0.01, 1.04, True), (-0.01, 1.06, False)],
 )
 def test_the_best_is_refined_last_and_delivered_unless_score_and_loss_say_no(
     tmp_path, gain, loss, used, workers
@@ -153,6 +160,7 @@ def test_the_best_is_refined_last_and_delivered_unless_score_and_loss_say_no(
     assert refinement["used"] == used and refinement["epochs"] == 3
     assert refinement["score_before"] == plain.best.score
     assert (refinement["loss_before"], refinement["loss"]) == (1.0, loss)
+    assert refinement["loss_error"] == 0.05
 
 
 @pytest.mark.parametrize("after", [21, 22, 23])

@@ -304,7 +304,8 @@ def learning_figure(report: dict[str, Any]) -> Figure | None:
         return None
     names = [name for name in curves[0] if name not in ("epoch", "round")]
     losses = [name for name in ("loss", "val_loss") if name in names]
-    scores = [name for name in names if name.startswith("val_") and name != "val_loss"]
+    others = ("val_loss", "val_loss_error")
+    scores = [name for name in names if name.startswith("val_") and name not in others]
     refinement = report["search"].get("refinement")
     refined = bool(refinement and refinement["used"])
     began = curves[-1]["epoch"] - refinement["epochs"] if refined else None

@@ -26,12 +26,14 @@ def best_epoch(epochs: Iterable[Mapping[str, float]], objective: str) -> Mapping
 def is_no_worse(objective: str, after: Mapping[str, float], before: Mapping[str, float]) -> bool:
     """Whether a refinement's last epoch may take the place of the best before it.
 
-    ``before`` is the best of many epochs of many trials, ``after`` one that was decided on
-    without looking: where the ranking is nearly perfect, a difference of the objective alone is
-    luck. So it is refused only if the loss says the same.
+    ``before`` is the best of many epochs of many trials, which flatters it, ``after`` one that was
+    decided on without looking. So it is refused only if the objective is no better and the loss
+    is worse by more than its standard error (Breiman, Friedman, Olshen & Stone 1984).
     """
     key = f"val_{objective}"
-    return better(objective, after[key], before[key]) or after["val_loss"] < before["val_loss"]
+    # Journals from before that error was written have none.
+    limit = before["val_loss"] + before.get("val_loss_error", 0.0)
+    return better(objective, after[key], before[key]) or after["val_loss"] <= limit
 
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:
@@ -52,15 +54,21 @@ def score_outputs(objective: str, logits: np.ndarray, y: np.ndarray) -> dict[str
         y: int (n,), every class present.
 
     Returns:
-        ``loss`` (mean cross-entropy), ``accuracy`` and ``objective``; many classes are
-        averaged one against the rest. NaN logits give NaN, which fails the trial.
+        ``loss`` (mean cross-entropy), ``loss_error`` (its standard error), ``accuracy`` and
+        ``objective``; many classes are averaged one against the rest. NaN logits give NaN,
+        which fails the trial.
     """
     if not np.isfinite(logits).all():
-        return {"loss": float("nan"), "accuracy": float("nan"), objective: float("nan")}
+        return dict.fromkeys(("loss", "loss_error", "accuracy", objective), float("nan"))
     p = probabilities_of(logits)
-    loss = float(-np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1)).mean())
+    losses = -np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1))
+    loss = float(losses.mean())
     chosen = p.argmax(axis=1)
-    scores = {"loss": loss, "accuracy": float((chosen == y).mean())}
+    scores = {
+        "loss": loss,
+        "loss_error": float(losses.std() / np.sqrt(len(y))),
+        "accuracy": float((chosen == y).mean()),
+    }
     binary = p.shape[1] == 2
     if objective == "log_loss":
         scores[objective] = loss

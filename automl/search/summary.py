@@ -59,6 +59,7 @@ def describe_refinement(study: Study, numbers: dict[str, int]) -> dict[str, Any]
         "score_before": parent.score,
         "loss": refinement.history[-1]["val_loss"] if refinement.history else None,
         "loss_before": before["val_loss"],
+        "loss_error": before.get("val_loss_error", 0.0),
         "seconds": refinement.seconds,
         "used": refinement.trial == study.best.trial,
     }
