@@ -66,16 +66,16 @@ def test_a_trial_is_given_up_only_long_after_its_time(tmp_path):
 def test_a_refinement_has_what_it_was_asked_for_or_what_fits_or_none():
     assert fit_refinement(4, math.inf, 50.0) == 4
     assert fit_refinement(9, REFINE_START_SECONDS + 251, 50.0) == 5
-    assert fit_refinement(9, REFINE_START_SECONDS + 100, 50.0) == 2
-    assert fit_refinement(9, REFINE_START_SECONDS + 99, 50.0) == 0
+    assert fit_refinement(9, REFINE_START_SECONDS + 50, 50.0) == 1
+    assert fit_refinement(9, REFINE_START_SECONDS + 49, 50.0) == 0
     assert fit_refinement(9, -1.0, 50.0) == 0
 
 
 def test_a_short_budget_goes_to_the_refinement_a_long_one_is_shared():
     """20 s for the cheapest schedule, 30 s for an epoch."""
-    short, long = (80, 90, 155), (300, 600, 3000)
+    short, long = (57, 80, 90, 155), (300, 600, 3000)
     epochs = [share_out(left, 20.0, 30.0, 12) for left in short]
-    assert epochs == [0, 2, 4]
+    assert epochs == [0, 1, 2, 4]
     assert all(20 + REFINE_START_SECONDS + 30 * n <= s for n, s in zip(epochs, short, strict=True))
     assert [share_out(left, 20.0, 30.0, 12) for left in long] == [5, 11, 12]
     assert share_out(600.0, 20.0, 30.0, 0) == 0, "none was asked for"

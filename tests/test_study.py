@@ -176,7 +176,7 @@ def test_a_refinement_that_was_interrupted_is_made_when_the_study_goes_on(tmp_pa
 
 @pytest.mark.parametrize(
     ("most", "epoch", "epochs"),
-    [(9, 10.0, 9), (9, 100.0, 8), (9, 400.0, 2), (9, 480.0, 0), (1, 800.0, 1), (0, 10.0, 0)],
+    [(9, 10.0, 9), (9, 100.0, 8), (9, 800.0, 1), (9, 900.0, 0), (2, 400.0, 2), (0, 10.0, 0)],
 )
 def test_before_a_deadline_a_refinement_has_as_many_epochs_as_have_time(
     tmp_path, most, epoch, epochs

@@ -33,9 +33,8 @@ BUDGET_SHARE = 0.85
 # than other configurations than the defaults, and so is this share of a longer time.
 REFINE_FIRST = 4
 REFINE_SHARE = 0.6
-# The fewest epochs worth beginning for, and the share of the time left that they may take: they
-# all take the same time, and it is known better by then.
-REFINE_LEAST = 2
+# Share of the time left that it may take when it begins: its epochs take the same time each, and
+# that is known better than a schedule's.
 REFINE_BUDGET_SHARE = 0.9
 # Its process starts anew, for the memory, and writes its graph.
 REFINE_START_SECONDS = 8.0
@@ -152,12 +151,10 @@ def refine_seconds(
 
 
 def fit_refinement(most: int, seconds: float, epoch: float) -> int:
-    """Epochs of refinement, at most ``most``, that fit into ``seconds`` with ``epoch`` for each.
-
-    None rather than too few: below ``REFINE_LEAST`` the rate falls before anything is learned.
-    """
-    epochs = most if epoch <= 0 else int(min(most, (seconds - REFINE_START_SECONDS) / epoch))
-    return epochs if epochs >= min(most, REFINE_LEAST) else 0
+    """Epochs of refinement, at most ``most``, that fit into ``seconds`` with ``epoch`` for each."""
+    if epoch <= 0:
+        return most
+    return max(0, int(min(most, (seconds - REFINE_START_SECONDS) / epoch)))
 
 
 def share_out(left: float, cheapest: float, epoch: float, most: int) -> int:
