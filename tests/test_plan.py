@@ -151,6 +151,6 @@ def test_a_budget_keeps_back_what_follows_the_search_on_this_machine():
     assert reserve("4m", 0, 3.0, **quick) == 40, "a small data set on an idle machine"
     assert reserve("1h", 400, 3.0, **quick) == 0.15 * 3600
     assert reserve("10m", 480, 14.0, **quick) > 3 * 40, "a busy machine finishes late"
-    assert reserve("20m", 20_000, 3.5, **quick) == pytest.approx(40 + 0.013 * 20_000)
-    assert reserve("20m", 20_000, 1.0, **quick) == pytest.approx(40 + 0.013 * 20_000)
+    assert reserve("20m", 20_000, 3.5, **quick) == pytest.approx(40 + 0.016 * 20_000)
+    assert reserve("20m", 20_000, 1.0, **quick) == pytest.approx(40 + 0.016 * 20_000)
     assert reserve("1m", 20_000, 14.0, **quick) == 36, "two fifths are searched in any case"

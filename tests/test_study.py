@@ -14,7 +14,7 @@ import pytest
 from automl.errors import SearchError, StorageError
 from automl.records import Trial
 from automl.search.hyperband import make_schedule
-from automl.search.plan import candidate_schedules, describe_schedule
+from automl.search.plan import REFINE_START_SECONDS, candidate_schedules, describe_schedule
 from automl.search.space import describe_space
 from automl.search.spec import PixelSource, Speeds, StudySpec, TrialError, TrialResult
 from automl.search.study import Progress, StudyPlan, run_study
@@ -29,8 +29,10 @@ class Pretend(Executor):
     It stands for the training alone; oracle, study, journal and files are real.
     """
 
-    def __init__(self, failures=None, stop_after=None, gain=0.0, loss=1.0):
+    def __init__(self, failures=None, stop_after=None, gain=0.0, loss=1.0, ran=None):
         self.failures = failures or {}
+        # Epochs that a refinement has time for.
+        self.most = ran
         self.gain, self.loss = gain, loss
         self.stop_after = stop_after
         self.ran = []
@@ -62,8 +64,9 @@ class Pretend(Executor):
                 "val_roc_auc": score,
                 "seconds": 0.1,
             }
-            for e in range(1, task.epochs + 1)
+            for e in range(task.epochs - task.refines + 1 if task.refines else 1, task.epochs + 1)
         )
+        history = history[: self.most] if task.refines else history
         future.set_result(TrialResult(score, task.epochs, history, 0.1))
         return future
 
@@ -176,7 +179,7 @@ def test_a_refinement_that_was_interrupted_is_made_when_the_study_goes_on(tmp_pa
 
 @pytest.mark.parametrize(
     ("most", "epoch", "epochs"),
-    [(9, 10.0, 9), (9, 100.0, 8), (9, 800.0, 1), (9, 900.0, 0), (2, 400.0, 2), (0, 10.0, 0)],
+    [(9, 10.0, 9), (9, 110.0, 8), (9, 900.0, 1), (9, 960.0, 0), (2, 400.0, 2), (0, 10.0, 0)],
 )
 def test_before_a_deadline_a_refinement_has_as_many_epochs_as_have_time(
     tmp_path, most, epoch, epochs
@@ -185,11 +188,22 @@ def test_before_a_deadline_a_refinement_has_as_many_epochs_as_have_time(
     assert sum(trial.refines for trial in study.trials) == epochs
 
 
+def test_a_refinement_that_ended_early_counts_the_epochs_that_ran(tmp_path):
+    executor = Pretend(gain=0.01, ran=2)
+    study = run(tmp_path, executor, refine_epochs=4, seconds=1000, refine_epoch=10.0)
+    task = executor.ran[-1]
+    assert task.refines == 4 and 900 < task.seconds < 1000 - REFINE_START_SECONDS
+    assert all(other.seconds is None for other in executor.ran[:-1])
+    assert (study.best.refines, study.best.epochs) == (2, task.epochs - 2)
+    again = run(tmp_path, Pretend(), refine_epochs=4, seconds=1000, refine_epoch=10.0)
+    assert result_of(again) == result_of(study) and again.best.refines == 2
+
+
 def test_a_refinement_goes_on_with_the_epochs_it_was_begun_with(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Pretend(stop_after=22), refine_epochs=9, seconds=1000, refine_epoch=150.0)
     study = run(tmp_path, Pretend(), refine_epochs=9, seconds=10000, refine_epoch=150.0)
-    assert [trial.refines for trial in study.trials if trial.refines] == [5]
+    assert [trial.refines for trial in study.trials if trial.refines] == [6]
 
 
 def test_a_refinement_that_fails_leaves_the_best_as_it_is(tmp_path):

@@ -127,6 +127,9 @@ def test_a_refinement_goes_on_from_the_best_weights_with_more_of_the_network(
     pixels = np.load(spec.pixels.path)[spec.val_rows].astype(np.float32)
     scores = model.predict(pixels, verbose=0)[:, 1]
     assert abs(roc_auc_score(spec.targets[spec.val_rows], scores) - result.score) < 1e-6
+    hurried = run_trial(spec, replace(refining, checkpoint=tmp_path / "hurried.npz", seconds=0.0))
+    assert [row["loss"] for row in hurried.history] == [result.history[0]["loss"]]
+    assert read_checkpoint(tmp_path / "hurried.npz")[2]["best_epoch"] == 4
 
 
 @pytest.mark.slow

@@ -33,9 +33,9 @@ BUDGET_SHARE = 0.85
 # than other configurations than the defaults, and so is this share of a longer time.
 REFINE_FIRST = 4
 REFINE_SHARE = 0.6
-# Share of the time left that it may take when it begins: its epochs take the same time each, and
-# that is known better than a schedule's.
-REFINE_BUDGET_SHARE = 0.9
+# Share of the time left that it may take when it begins: its epochs take the same time each, that
+# is known better than a schedule's, and it ends early rather than late.
+REFINE_BUDGET_SHARE = 0.95
 # Its process starts anew, for the memory, and writes its graph.
 REFINE_START_SECONDS = 8.0
 # Seconds of a trial besides training: reset, checkpoint, journal.

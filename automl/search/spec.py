@@ -72,7 +72,8 @@ class TrialTask:
     """One trial: what to train, from which checkpoint, to which.
 
     ``epochs`` is where this rung ends, ``max_epochs`` where the last one does. ``refines``
-    counts the epochs of a refinement; 0 is a rung.
+    counts the epochs of a refinement; 0 is a rung. A refinement ends with an earlier epoch if
+    another would take it beyond ``seconds``.
     """
 
     trial: str
@@ -84,6 +85,7 @@ class TrialTask:
     checkpoint: Path
     batch_size: int
     refines: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

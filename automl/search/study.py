@@ -19,7 +19,13 @@ from automl.errors import AutomlError, SearchError, StorageError
 from automl.records import Study, Trial
 from automl.search.hyperband import COMPLETED, FAILED, RUNNING, HyperbandOracle, name_trial
 from automl.search.objective import best_epoch, direction, is_no_worse
-from automl.search.plan import REFINE_BUDGET_SHARE, balanced_size, fit_refinement, trial_seconds
+from automl.search.plan import (
+    REFINE_BUDGET_SHARE,
+    REFINE_START_SECONDS,
+    balanced_size,
+    fit_refinement,
+    trial_seconds,
+)
 from automl.search.space import define_space
 from automl.search.spec import Speeds, StudySpec, TrialError, TrialResult, TrialTask
 from automl.search.summary import epochs_of
@@ -229,7 +235,10 @@ def run_study(
         if lead is not None and attempt.trial.refines:
             # The others are done; what they hold in memory is wanted now.
             executor.pause()  # type: ignore[attr-defined]
-        future = start(plan, lead if lead and alone else executor, journal, attempt)
+        seconds = None
+        if deadline is not None and attempt.trial.refines:
+            seconds = deadline - time.monotonic() - REFINE_START_SECONDS
+        future = start(plan, lead if lead and alone else executor, journal, attempt, seconds)
         running[future] = attempt
         progress.trial_started(attempt.trial, count_workers() if alone else 1.0)
         future.add_done_callback(answered.put)
@@ -323,7 +332,13 @@ class Attempt:
     number: int = 0
 
 
-def start(plan: StudyPlan, executor: Executor, journal: Journal, attempt: Attempt) -> Future[Any]:
+def start(
+    plan: StudyPlan,
+    executor: Executor,
+    journal: Journal,
+    attempt: Attempt,
+    seconds: float | None = None,
+) -> Future[Any]:
     trial = attempt.trial
     journal.append(
         "trial_started",
@@ -349,6 +364,7 @@ def start(plan: StudyPlan, executor: Executor, journal: Journal, attempt: Attemp
         checkpoint=plan.checkpoint(trial.trial),
         batch_size=attempt.batch_size,
         refines=trial.refines,
+        seconds=seconds,
     )
     return executor.submit(run_trial, plan.spec, task)
 
@@ -375,11 +391,10 @@ def settle(future: Future[TrialResult], attempt: Attempt) -> tuple[Trial, Attemp
         reason, message = "error", f"{type(error).__name__}: {error}"[:500]
     else:
         return replace(
-            trial,
+            shorten(trial, result.history),
             status="completed",
             score=result.score,
             seconds=round(result.seconds, 3),
-            history=result.history,
         ), None
     if reason == "crash" and attempt.number < CRASH_RETRIES:
         return trial, replace(attempt, number=attempt.number + 1)
@@ -407,15 +422,22 @@ def end_event(trial: Trial, attempt: Attempt) -> dict[str, Any]:
 def replace_result(trial: Trial, event: dict[str, Any]) -> Trial:
     """``trial`` with the end that the journal has for it."""
     return replace(
-        trial,
+        shorten(trial, tuple(event["history"])),
         status=event["status"],
         score=event["score"],
         reason=event["reason"],
         message=event["message"],
         seconds=event["seconds"],
-        history=tuple(event["history"]),
         finished_at=event["elapsed"],
     )
+
+
+def shorten(trial: Trial, history: tuple[dict[str, float], ...]) -> Trial:
+    """``trial`` with the epochs that ran: a refinement may have ended before its time did."""
+    if not trial.refines or not history:
+        return replace(trial, history=history)
+    epochs = len(history)
+    return replace(trial, history=history, refines=epochs, epochs=trial.initial_epoch + epochs)
 
 
 def trial_of(asked: Any) -> Trial:

@@ -135,6 +135,9 @@ class Trainer:
                 meta |= {"best_score": score, "best_epoch": epoch}
                 best = averaged
             meta["epoch"] = epoch
+            spent = time.monotonic() - started
+            if task.seconds is not None and spent + row["seconds"] > task.seconds:
+                break
         write_checkpoint(task.checkpoint, program.state() | program.optimizer_state(), best, meta)
         return TrialResult(
             meta["best_score"], meta["best_epoch"], tuple(history), time.monotonic() - started
