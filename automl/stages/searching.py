@@ -14,6 +14,7 @@ from automl.console import Console
 from automl.errors import SearchError
 from automl.folder import check_fingerprint
 from automl.records import Scan, Split, Study
+from automl.reporting.formats import plural
 from automl.search.course import trained_depth
 from automl.search.hyperband import make_schedule
 from automl.search.model import count_macs, trained_layers
@@ -330,9 +331,9 @@ def search_models(
 def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
     """The plan for the person who waits."""
     lines = [
-        f"Plan: {count(plan.description['configurations'], 'configuration')}, "
-        f"{count(plan.description['trials'], 'trial')}, "
-        f"{count(plan.description['epochs'], 'epoch')} of "
+        f"Plan: {plural(plan.description['configurations'], 'configuration')}, "
+        f"{plural(plan.description['trials'], 'trial')}, "
+        f"{plural(plan.description['epochs'], 'epoch')} of "
         f"{plan.description['training_images']:,} images; about {minutes(plan.expected_seconds)}."
     ]
     for bracket in plan.description["brackets"]:
@@ -353,10 +354,6 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
         f"{size['checkpoints'] / 1e6:,.0f} MB of checkpoints; weights: {config.weights_used}"
     )
     return "\n".join(lines)
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def minutes(seconds: float) -> str:
