@@ -19,11 +19,12 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from automl.data.images import decode_bytes
 from automl.data.pixels import resize_pixels
 from automl.errors import ModelError, UsageError
+from automl.search.litert import make_interpreter
 from automl.search.model import Head, cut_head, join, mirror_backbone
 from automl.search.trial import VARIANCE_FLOOR
 from automl.search.weights import load_backbone
 from automl.serving import export, formats
-from automl.serving.engines import list_operations, make_interpreter
+from automl.serving.engines import list_operations
 from automl.serving.formats import convert_tflite
 from automl.serving.manifest import hash_file, read_info
 from automl.serving.parity import Parity, TestSet

@@ -49,6 +49,8 @@ def write_scans(root: Path, classes: tuple[str, ...] = ("healthy", "tumour"), pe
 def run(arguments, cwd, python=sys.executable, **options):
     command = [python, str(ROOT / "run_search.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")}
+    environment["TMPDIR"] = str(cwd / "temporary")
+    (cwd / "temporary").mkdir(exist_ok=True)
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options
     )
@@ -84,6 +86,7 @@ def plain_python(tmp_path_factory):
 def finished(work, plain_python):
     result = run(["--data", "scans", "--name", "first", *QUICK], work, plain_python)
     assert result.returncode == 0, result.stderr
+    assert not list((work / "temporary").iterdir()), "files were left behind"
     return work / "reports" / "first"
 
 

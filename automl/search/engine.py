@@ -5,10 +5,8 @@ agrees with it to 1e-4, but takes seconds to convert a network: worth it from a 
 thousand images on.
 """
 
-import importlib.util
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +17,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from automl.console import hush
+from automl.search.litert import interpreter_class, make_interpreter
 
 LITERT_FROM_IMAGES = 1500
 
@@ -31,17 +30,7 @@ def engine_name(n_images: int) -> str:
         gpus = tf.config.list_physical_devices("GPU")
     if gpus or n_images < LITERT_FROM_IMAGES:
         return "tensorflow"
-    return "litert" if litert_interpreter() is not None else "tensorflow"
-
-
-def litert_interpreter() -> Any:
-    """The Interpreter class of ai_edge_litert, of TensorFlow, or None."""
-    if importlib.util.find_spec("ai_edge_litert") is not None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        return Interpreter
-    lite = getattr(tf, "lite", None)
-    return getattr(lite, "Interpreter", None)
+    return "litert" if interpreter_class() is not None else "tensorflow"
 
 
 def choose_engine(name: str, network: keras.Model) -> Engine:
@@ -65,7 +54,10 @@ def each(function: Callable[[Any], Any], items: Iterable[Any]) -> None:
 
 def tensorflow_engine(network: keras.Model) -> Engine:
     run = tf.function(
-        lambda x: network(x, training=False), jit_compile=False, reduce_retracing=True
+        lambda x: network(x, training=False),
+        jit_compile=False,
+        reduce_retracing=True,
+        autograph=False,
     )
 
     def call(images: np.ndarray) -> list[np.ndarray]:
@@ -80,7 +72,7 @@ def litert_engine(network: keras.Model) -> Engine:
     """Images one by one: XNNPACK is fastest at batch 1, and memory stays flat."""
     signature = tf.TensorSpec((1, *network.input.shape[1:]), tf.float32, name="images")
 
-    @tf.function(input_signature=[signature], jit_compile=False)
+    @tf.function(input_signature=[signature], jit_compile=False, autograph=False)
     def serve(images: tf.Tensor) -> list[tf.Tensor]:
         outputs = network(images, training=False)
         return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
@@ -88,19 +80,13 @@ def litert_engine(network: keras.Model) -> Engine:
     # Weights must be constants: as variables they are neither initialised nor fused.
     frozen = convert_variables_to_constants_v2(serve.get_concrete_function())
     converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
-    with warnings.catch_warnings():
-        # tf.lite announces its own move to ai_edge_litert at every use.
-        warnings.simplefilter("ignore")
-        interpreter_class = litert_interpreter()
     with hush():
         content = converter.convert()
     here = threading.local()
 
     def call(images: np.ndarray) -> list[np.ndarray]:
         if not hasattr(here, "interpreter"):
-            with hush():
-                here.interpreter = interpreter_class(model_content=content, num_threads=1)
-                here.interpreter.allocate_tensors()
+            here.interpreter = make_interpreter(content)
         interpreter = here.interpreter
         entry = interpreter.get_input_details()[0]["index"]
         # The converter may reorder the outputs but keeps their names.

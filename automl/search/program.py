@@ -45,8 +45,11 @@ class Program:
         x = tf.TensorSpec((None, *entry), tf.float32)
         rows = [tf.TensorSpec((None,), kind) for kind in (tf.int32, tf.float32)]
         number = tf.TensorSpec((), tf.int32)
-        self.train = tf.function(self._train, [x, *rows, number, number], jit_compile=False)
-        self.predict = tf.function(self._predict, [x], jit_compile=False)
+        # Without AutoGraph, which takes up to half of the tracing's time and writes a file for
+        # each function that it converts; a worker that is killed would leave them behind.
+        options = {"jit_compile": False, "autograph": False}
+        self.train = tf.function(self._train, [x, *rows, number, number], **options)
+        self.predict = tf.function(self._predict, [x], **options)
 
     def reset(self, params: dict[str, Any], seed: list[int], mean: Any, scale: Any) -> None:
         """Start a configuration: pretrained body, fresh head, empty optimizer."""
@@ -93,15 +96,17 @@ class Program:
     def _train(self, x: Any, y: Any, weight: Any, batch_size: Any, seed: Any) -> Any:
         """One pass over a chunk in the order given; returns the summed loss."""
         n = tf.shape(x)[0]
-        total = 0.0
-        for start in tf.range(0, n, batch_size):
+
+        def step(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             end = tf.minimum(start + batch_size, n)
             with tf.GradientTape() as tape:
                 logits = self._logits(x[start:end], tf.stack([seed, start]))
                 losses = loss_of(logits, y[start:end]) * weight[start:end]
                 loss = tf.reduce_mean(losses)
             self.optimizer.apply(tape.gradient(loss, self.optimizer.trained))
-            total += tf.reduce_sum(losses)
+            return end, total + tf.reduce_sum(losses)
+
+        _, total = tf.while_loop(lambda start, _: start < n, step, (0, 0.0))
         return total
 
     def _predict(self, x: Any) -> Any:

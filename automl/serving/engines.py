@@ -8,16 +8,15 @@ several threads.
 
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from automl.console import hush
 from automl.errors import ModelError
 from automl.records import ModelInfo
+from automl.search.litert import make_interpreter
 
 # Operations that touch files, processes or Python. A classifier needs none of them, and a
 # SavedModel that has one would run it on the machine of whoever loads it.
@@ -117,24 +116,6 @@ def fill(target: np.ndarray, image: np.ndarray) -> None:
     # Three strided writes are several times as fast as one that repeats each value.
     for channel in range(3):
         target[:, :, channel] = image[:, :, 0]
-
-
-def make_interpreter(data: bytes):
-    """A LiteRT interpreter with one thread, from ai-edge-litert or else TensorFlow's copy."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import tensorflow as tf
-
-            Interpreter = tf.lite.Interpreter
-    # The library announces its delegate on standard error.
-    with hush(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        interpreter = Interpreter(model_content=data, num_threads=1)
-        interpreter.allocate_tensors()
-        return interpreter
 
 
 def refuse_unsafe_operations(folder: Path) -> None:

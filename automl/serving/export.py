@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from automl.errors import ModelError, UsageError
 from automl.records import ModelInfo
-from automl.serving.engines import make_interpreter
+from automl.search.litert import make_interpreter
 from automl.serving.formats import build_two_outputs, convert_onnx, convert_tflite
 from automl.serving.manifest import FAST_FILE, hash_file, read_info, write_info
 from automl.serving.parity import FILES, RUNNER, TOLERANCE, Parity, TestSet, check_parity

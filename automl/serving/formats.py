@@ -16,7 +16,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from automl.errors import UsageError
 from automl.records import ModelInfo
-from automl.serving.engines import make_interpreter
+from automl.search.litert import make_interpreter
 
 TFLITE_PRECISIONS = ("float32", "float16", "int8")
 # The oldest set that has every operation in use; older runtimes read it too.
@@ -137,14 +137,16 @@ def freeze_model(
     both = build_two_outputs(model)
     shape = (batch, info.image_size, info.image_size, 3)
     signature = [tf.TensorSpec(shape, tf.float32, name="pixels")]
-    call = tf.function(lambda pixels: both(pixels, training=False), input_signature=signature)
+    call = tf.function(
+        lambda pixels: both(pixels, training=False), input_signature=signature, autograph=False
+    )
     frozen = convert_variables_to_constants_v2(call.get_concrete_function())
 
     def classify(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities, features = frozen(pixels)
         return {"probabilities": probabilities, "features": features}
 
-    return tf.function(classify, input_signature=signature)
+    return tf.function(classify, input_signature=signature, autograph=False)
 
 
 def convert_onnx(model: keras.Model, info: ModelInfo) -> bytes:
