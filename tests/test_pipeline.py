@@ -111,7 +111,7 @@ def test_a_run_folder_holds_what_the_contract_says(finished):
     refinement = report["search"]["refinement"]
     assert refinement["epochs"] == 2
     better = refinement["score"] > refinement["score_before"]
-    limit = refinement["loss_before"] + refinement["loss_error"]
+    limit = refinement["loss_limit"]
     assert limit > refinement["loss_before"]
     assert refinement["used"] == (better or refinement["loss"] <= limit)
     assert report["evaluation"]["test"]["test_evaluations"] == 1

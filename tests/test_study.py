@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from concurrent.futures import Executor, Future
 from dataclasses import replace
@@ -14,7 +15,12 @@ import pytest
 from automl.errors import SearchError, StorageError
 from automl.records import Trial
 from automl.search.hyperband import make_schedule
-from automl.search.plan import REFINE_START_SECONDS, candidate_schedules, describe_schedule
+from automl.search.plan import (
+    REFINE_START_SECONDS,
+    candidate_schedules,
+    describe_schedule,
+    longest_trial,
+)
 from automl.search.space import describe_space
 from automl.search.spec import PixelSource, Speeds, StudySpec, TrialError, TrialResult
 from automl.search.study import Progress, StudyPlan, run_study
@@ -142,7 +148,7 @@ def test_workers_do_not_change_the_result(tmp_path):
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(
     ("gain", "loss", "used"),
-    [(0.01, 1.1, True), (-0.01, 1.04, True), (-0.01, 1.06, False)],
+    [(0.01, 1.2, True), (-0.01, 1.14, True), (-0.01, 1.15, False)],
 )
 def test_the_best_is_refined_last_and_delivered_unless_score_and_loss_say_no(
     tmp_path, gain, loss, used, workers
@@ -163,7 +169,8 @@ def test_the_best_is_refined_last_and_delivered_unless_score_and_loss_say_no(
     assert refinement["used"] == used and refinement["epochs"] == 3
     assert refinement["score_before"] == plain.best.score
     assert (refinement["loss_before"], refinement["loss"]) == (1.0, loss)
-    assert refinement["loss_error"] == 0.05
+    # Each loss has an error of .05.
+    assert refinement["loss_limit"] == pytest.approx(1.0 + 2 * math.sqrt(2) * 0.05)
 
 
 @pytest.mark.parametrize("after", [21, 22, 23])
@@ -298,14 +305,26 @@ def test_summary_counts_and_numbers_agree(tmp_path):
 
 
 def test_budget_schedules_grow_and_each_trains_something_to_its_end():
-    schedules = candidate_schedules(3, 1)
+    schedules = candidate_schedules(3, 1, 81)
     totals = [describe_schedule(schedule)["epochs"] for schedule in schedules]
     assert min(totals) == 1
     assert max(totals) > 1000
     assert all(schedule[0][-1][0] >= 1 for schedule in schedules)
     alone = [[[(1, epochs)]] for epochs in (2, 3)]
     assert schedules[:2] == alone
-    assert not [s for s in candidate_schedules(3, 4) if s in alone], "fewer than --min-epochs"
+    assert not [s for s in candidate_schedules(3, 4, 81) if s in alone], "fewer than --min-epochs"
+
+
+def test_a_budget_chooses_no_longer_trials_than_pay():
+    def longest(min_epochs: int, most: int) -> int:
+        schedules = candidate_schedules(3, min_epochs, most)
+        return max(epochs for s in schedules for rungs in s for _, epochs in rungs)
+
+    assert [longest(1, most) for most in (6, 8, 27)] == [6, 6, 27]
+    assert longest(9, 6) == 9, "--min-epochs is kept all the same"
+    # Some 3,200 images are a hundred batches of 32; of few images an epoch is soon over.
+    assert [longest_trial(n, 32, True) for n in (100_000, 3200, 640, 64)] == [6, 6, 30, 300]
+    assert longest_trial(3200, 32, False) == 81, "what is not refined needs its epochs"
 
 
 def make_progress(folder: Path, total: float, show) -> tuple[Progress, Trial]:

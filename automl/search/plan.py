@@ -25,6 +25,9 @@ from automl.search.trial import CHUNK_BYTES, balanced_size, get_trainer
 Schedule = list[list[tuple[int, int]]]
 # Epochs of the longest trial that a budget may choose.
 CHOICES = (1, 2, 3, 4, 6, 9, 12, 18, 27, 54, 81)
+# Of these, none is above so many epochs, or steps where an epoch has few, if the best will be
+# refined: after that, one of four epochs is as good as one of nine.
+LONGEST_EPOCHS, LONGEST_STEPS = 6, 600
 # Epochs of the only trial, where a budget has no time to compare any.
 ALONE_EPOCHS = (2, 3)
 # Share of the time left that a schedule may be expected to take: estimates are within 30 %.
@@ -222,17 +225,25 @@ def hang_seconds(
     return max(HANG_SECONDS, HANG_FACTOR * max(dearest, refinement))
 
 
-def candidate_schedules(factor: int, min_epochs: int) -> list[Schedule]:
+def longest_trial(n_train: int, batch_size: int, refined: bool) -> int:
+    """Epochs of ``n_train`` balanced rows that a budget gives a trial at most."""
+    if not refined:
+        return CHOICES[-1]
+    return max(LONGEST_EPOCHS, LONGEST_STEPS // math.ceil(n_train / batch_size))
+
+
+def candidate_schedules(factor: int, min_epochs: int, most: int) -> list[Schedule]:
     """Schedules for a budget: Algorithm 1 for several R, whole or without its last brackets.
+
+    No trial has more than ``most`` epochs, unless ``min_epochs`` wants more.
 
     The brackets that go first are those that train everything to the end: they are the
     dearest, and the least likely to find what the others missed. Where there is time for
     neither, the first configuration is trained alone.
     """
     schedules = [[[(1, epochs)]] for epochs in ALONE_EPOCHS if epochs >= min_epochs]
-    for max_epochs in CHOICES:
-        if max_epochs < min_epochs:
-            continue
+    lengths = [epochs for epochs in CHOICES if min_epochs <= epochs <= most] or [min_epochs]
+    for max_epochs in lengths:
         whole = make_schedule(max_epochs, factor, min_epochs)
         schedules += [whole[:k] for k in range(1, len(whole) + 1)]
     return schedules

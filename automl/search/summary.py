@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from automl.records import Study, Trial
-from automl.search.objective import best_epoch, direction
+from automl.search.objective import best_epoch, direction, loss_limit
 
 # Fewer configurations than this say nothing about what mattered.
 ENOUGH_CONFIGURATIONS = 8
@@ -51,15 +51,16 @@ def describe_refinement(study: Study, numbers: dict[str, int]) -> dict[str, Any]
         return None
     parent = trials[refinement.parent]
     before = best_epoch(epochs_of(parent, study.trials), study.objective)
+    last = refinement.history[-1] if refinement.history else None
     return {
         "number": numbers[refinement.trial],
         "parent": numbers[refinement.parent],
         "epochs": refinement.refines,
         "score": refinement.score,
         "score_before": parent.score,
-        "loss": refinement.history[-1]["val_loss"] if refinement.history else None,
+        "loss": last["val_loss"] if last else None,
         "loss_before": before["val_loss"],
-        "loss_error": before.get("val_loss_error", 0.0),
+        "loss_limit": loss_limit(last, before) if last else None,
         "seconds": refinement.seconds,
         "used": refinement.trial == study.best.trial,
     }

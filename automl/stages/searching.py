@@ -27,6 +27,7 @@ from automl.search.plan import (
     estimate_bytes,
     estimate_seconds,
     hang_seconds,
+    longest_trial,
     mean_speeds,
     measure_speeds,
     refine_seconds,
@@ -50,6 +51,8 @@ RESERVE_SHARE, MOST_RESERVE_SHARE = 0.15, 0.6
 LOADING_SECONDS = 3.5
 FINISHING_SECONDS = 40.0
 FINISHING_IMAGE_SECONDS = 0.016
+# Below this share of a budget the plan says that the rest will not be used.
+UNUSED_SHARE = 0.5
 PASSES = ("train", "predict")
 
 
@@ -161,7 +164,9 @@ def make_plan(
     elif deadline is None:
         study, seconds = plan_of(make_schedule(config.max_epochs, config.factor, config.min_epochs))
     else:
-        plans = [plan_of(s) for s in candidate_schedules(config.factor, config.min_epochs)]
+        longest = longest_trial(balanced_size(spec), config.batch_size, most > 0)
+        schedules = candidate_schedules(config.factor, config.min_epochs, longest)
+        plans = [plan_of(schedule) for schedule in schedules]
         left = BUDGET_SHARE * (deadline - time.monotonic())
         cheapest = min(plans, key=lambda p: p[1])
         refines = share_out(left, cheapest[1], refine_epoch / workers, most)
@@ -347,6 +352,10 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
         lines.append(
             f"  then the best one is refined for {epochs} epochs, about "
             f"{minutes(taking)}{'; more, fewer or none as time is left' if config.budget else ''}"
+        )
+    if config.budget and plan.expected_seconds < UNUSED_SHARE * config.budget:
+        lines.append(
+            "  the rest of the budget will not be used: longer trials have not been found better"
         )
     size = plan.description["bytes"]
     lines.append(
