@@ -321,6 +321,8 @@ def test_a_budget_chooses_no_longer_trials_than_pay():
         return max(epochs for s in schedules for rungs in s for _, epochs in rungs)
 
     assert [longest(1, most) for most in (6, 8, 27)] == [6, 6, 27]
+    widest = max(describe_schedule(s)["configurations"] for s in candidate_schedules(3, 1, 6))
+    assert widest == describe_schedule(make_schedule(6, 2))["configurations"] > 5
     assert longest(9, 6) == 9, "--min-epochs is kept all the same"
     # Some 3,200 images are a hundred batches of 32; of few images an epoch is soon over.
     assert [longest_trial(n, 32, True) for n in (100_000, 3200, 640, 64)] == [6, 6, 30, 300]

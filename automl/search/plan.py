@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -235,7 +236,8 @@ def longest_trial(n_train: int, batch_size: int, refined: bool) -> int:
 def candidate_schedules(factor: int, min_epochs: int, most: int) -> list[Schedule]:
     """Schedules for a budget: Algorithm 1 for several R, whole or without its last brackets.
 
-    No trial has more than ``most`` epochs, unless ``min_epochs`` wants more.
+    No trial has more than ``most`` epochs, unless ``min_epochs`` wants more. One in two may be
+    promoted as well as one in ``factor``: where there is time, that tries more configurations.
 
     The brackets that go first are those that train everything to the end: they are the
     dearest, and the least likely to find what the others missed. Where there is time for
@@ -243,8 +245,8 @@ def candidate_schedules(factor: int, min_epochs: int, most: int) -> list[Schedul
     """
     schedules = [[[(1, epochs)]] for epochs in ALONE_EPOCHS if epochs >= min_epochs]
     lengths = [epochs for epochs in CHOICES if min_epochs <= epochs <= most] or [min_epochs]
-    for max_epochs in lengths:
-        whole = make_schedule(max_epochs, factor, min_epochs)
+    for max_epochs, eta in product(lengths, {factor, 2}):
+        whole = make_schedule(max_epochs, eta, min_epochs)
         schedules += [whole[:k] for k in range(1, len(whole) + 1)]
     return schedules
 
