@@ -14,6 +14,7 @@ from automl.search.plan import (
     TRIAL_SECONDS,
     Network,
     Speeds,
+    describe_schedule,
     estimate_bytes,
     estimate_seconds,
     fit_refinement,
@@ -154,3 +155,19 @@ def test_a_budget_keeps_back_what_follows_the_search_on_this_machine():
     assert reserve("20m", 20_000, 3.5, **quick) == pytest.approx(40 + 0.016 * 20_000)
     assert reserve("20m", 20_000, 1.0, **quick) == pytest.approx(40 + 0.016 * 20_000)
     assert reserve("1m", 20_000, 14.0, **quick) == 36, "two fifths are searched in any case"
+
+
+def test_a_plan_says_what_a_budget_is_not_used_for(tmp_path):
+    study = make_study(tmp_path)
+    description = describe_schedule(study.schedule) | {
+        "bytes": {"cache": 0, "checkpoints": 0, "worker": 0}, "workers": 2,
+        "training_images": 6, "refine_epochs": 0,
+    }  # fmt: skip
+    plan = searching.SearchPlan(study, {}, {}, 600.0, 0.0, description)
+
+    def text(budget: str | None) -> str:
+        return searching.plan_text(plan, make_config({"budget": budget}))
+
+    assert "about 10 min" in text("45m")
+    assert "will not be used" in text("45m")
+    assert "will not be used" not in text("15m") and "will not be used" not in text(None)
