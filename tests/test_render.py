@@ -86,7 +86,7 @@ def full(tmp_path_factory):
             0.97,
             0.09,
             True,
-            "validation was 0.100 before and 0.090 after; it would have been refused",
+            "validation was 0.100 before and 0.090 after. It would not have been used",
         ),
         (0.97, 0.11, False, "reached 0.9700 on validation (before: 0.9800) with a loss of 0.110"),
         (None, None, False, "failed (trial 9) and was not used"),
