@@ -355,7 +355,7 @@ def plan_text(plan: SearchPlan, config: SearchConfig) -> str:
         )
     if config.budget and plan.expected_seconds < UNUSED_SHARE * config.budget:
         lines.append(
-            "  the rest of the budget will not be used: longer trials have not been found better"
+            "  the rest of the budget will not be used: no longer schedule is known to be better"
         )
     size = plan.description["bytes"]
     lines.append(
