@@ -194,6 +194,12 @@ def test_numbers_read_as_people_write_them():
     assert formats.listing(["a", "b", "c"]) == "“a”, “b” and “c”"
 
 
+def test_a_page_that_is_passed_on_names_nobodys_folders():
+    assert formats.store("http://server:5000") == "http://server:5000"
+    for local in ("sqlite:////home/someone/reports/mlflow.db", "/home/someone/mlflow.db"):
+        assert formats.store(local) == "mlflow.db on the computer that searched"
+
+
 def test_the_model_card_has_the_same_numbers_and_neutral_names():
     report = report_fixture.full_report()
     report["run"]["name"] = "a\n---\nevil: 1 <script>alert(1)</script> | [x](javascript:1)"

@@ -1,5 +1,6 @@
 """Numbers as people read them. Pure text in, text out; None is printed as a dash."""
 
+from pathlib import PurePath
 from typing import Any
 
 DASH = "–"
@@ -159,6 +160,18 @@ def scientific(value: float | None) -> str:
     digits, exponent = f"{value:.1e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{digits} × 10{raised}"
+
+
+def store(address: str | None) -> str:
+    """Where MLflow keeps a run: a server's address, or of a local store the name alone.
+
+    Its folders say who ran the search, and nothing to whoever is given the page.
+    """
+    if address is None:
+        return "unknown"
+    scheme, mark, _ = address.partition("://")
+    local = scheme.startswith(("sqlite", "file")) if mark else "/" in address
+    return f"{PurePath(address).name} on the computer that searched" if local else address
 
 
 def times(count: int) -> str:

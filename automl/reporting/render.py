@@ -150,6 +150,7 @@ def make_environment() -> Environment:
         "megabytes",
         "large",
         "scientific",
+        "store",
     ):
         environment.filters[name] = getattr(formats, name)
     return environment
