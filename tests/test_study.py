@@ -341,7 +341,7 @@ def make_progress(folder: Path, total: float, show) -> tuple[Progress, Trial]:
 def test_progress_is_never_at_its_end_while_a_trial_runs(tmp_path):
     shown = []
     progress, trial = make_progress(
-        tmp_path, 10.0, lambda trials, best, done, total: shown.append((done, total))
+        tmp_path, 10.0, lambda trials, refining, best, done, total: shown.append((done, total))
     )
     work = progress.work_of(trial)
     assert work > 10, "dearer than the whole schedule was expected to be"
@@ -405,8 +405,17 @@ def test_a_process_that_trains_all_there_is_starts_once(tmp_path):
 
     lead, others = Lead(), Lead()
     plan = replace(make_study(tmp_path), schedule=[[(1, 2)]], refine_epochs=3)
+    said = []
     with Journal(tmp_path / "journal.jsonl") as journal:
-        study = run_study(plan, others, journal, workers=2, lead=lead)
+        study = run_study(
+            plan,
+            others,
+            journal,
+            workers=2,
+            lead=lead,
+            show=lambda trials, refining, *_: said.append((trials, refining)),
+        )
+    assert said[0] == (0, False) and (1, True) in said, "whoever waits sees what is done now"
     assert [task.refines for task in lead.ran] == [0, 3] and not others.ran
     assert (lead.paused, others.paused) == (0, 1)
     assert [trial.epochs for trial in study.trials] == [2, 5]
@@ -415,7 +424,7 @@ def test_a_process_that_trains_all_there_is_starts_once(tmp_path):
 def test_a_long_trial_counts_while_it_runs(tmp_path, monkeypatch):
     shown = []
     progress, trial = make_progress(
-        tmp_path, 100.0, lambda trials, best, done, total: shown.append(done / total)
+        tmp_path, 100.0, lambda trials, refining, best, done, total: shown.append(done / total)
     )
     clock = iter([0.0, 2.0, 3.0, 1000.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))

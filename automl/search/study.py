@@ -113,6 +113,7 @@ class Progress:
         # for a thousand at every answer.
         self.underway: dict[str, tuple[float, float, float]] = {}
         self.trials = 0
+        self.refining = False
         self.best: Trial | None = None
 
     def work_of(self, trial: Trial) -> float:
@@ -132,6 +133,7 @@ class Progress:
     def trial_started(self, trial: Trial, pace: float = 1.0) -> None:
         """``pace`` is the work that it does in a second: that of one worker, or of all."""
         self.underway[trial.trial] = (self.work_of(trial), time.monotonic(), pace)
+        self.refining = trial.refines > 0
 
     def trial_ended(self, trial: Trial) -> None:
         self.trials += 1
@@ -147,7 +149,7 @@ class Progress:
         part = sum(min(NEARLY * work, pace * (now - began)) for work, began, pace in underway)
         total = max(1, round(1000 * self.total))
         done = total if finished else min(total - 1, round(1000 * (self.done + part)))
-        self.show(self.trials, self.best, done, total)
+        self.show(self.trials, self.refining, self.best, done, total)
 
 
 def run_study(
@@ -161,7 +163,7 @@ def run_study(
     speeds: dict[float, Speeds] | None = None,
     expected_work: float = 1.0,
     refine_epoch: float = 0.0,
-    show: Callable[[int, Trial | None, int, int], None] | None = None,
+    show: Callable[[int, bool, Trial | None, int, int], None] | None = None,
     started: float | None = None,
 ) -> Study:
     """Run the schedule to its end, or to ``deadline`` (``time.monotonic``).

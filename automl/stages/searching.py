@@ -293,11 +293,12 @@ def search_models(
                 plan.study.refine_epochs * plan.refine_epoch,
             )
 
-    def show(trials: int, best: Any, done: int, total: int) -> None:
+    def show(trials: int, refining: bool, best: Any, done: int, total: int) -> None:
+        planned = plan.description["trials"]
+        now = "refining" if refining else f"trial {min(trials + 1, max(trials, planned))}"
         score = f", best {config.objective} {best.score:.4f}" if best else ""
         # One stage name throughout: the time left is measured from its first appearance.
-        trial = min(trials + 1, max(trials, plan.description["trials"]))
-        console.progress("searching", done, total, note=f"trial {trial}{score}")
+        console.progress("searching", done, total, note=f"{now}{score}")
 
     study = run_study(
         plan.study,
