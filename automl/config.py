@@ -46,9 +46,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": (1.0,),
         "fine_tune_depths": (0, 4, 7),
         "max_epochs": 4,
-        "factor": 2,
+        "factor": 3,
         "views": 2,
-        "refine_epochs": 6,
+        "refine_epochs": 9,
     },
     "best": {
         "image_size": 160,

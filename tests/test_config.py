@@ -143,7 +143,7 @@ def test_weights_default_to_none_for_the_sample_only():
 
 def test_a_budget_may_refine_and_heads_on_frozen_layers_are_never_refined():
     assert SearchConfig().most_refine_epochs == 0
-    assert make_config({"preset": "balanced"}).most_refine_epochs == 6
+    assert make_config({"preset": "balanced"}).most_refine_epochs == 9
     assert make_config({"preset": "balanced", "budget": "10m"}).most_refine_epochs == (
         REFINE_IN_BUDGET
     )
