@@ -167,7 +167,7 @@ def store(address: str | None) -> str:
 
     Its folders say who ran the search, and nothing to whoever is given the page.
     """
-    if address is None:
+    if not address:
         return "unknown"
     scheme, mark, _ = address.partition("://")
     local = scheme.startswith(("sqlite", "file")) if mark else "/" in address
