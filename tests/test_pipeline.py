@@ -50,6 +50,8 @@ def run(arguments, cwd, python=sys.executable, **options):
     command = [python, str(ROOT / "run_search.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")}
     environment["TMPDIR"] = str(cwd / "temporary")
+    # Where it is set, files left behind would not be seen.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     (cwd / "temporary").mkdir(exist_ok=True)
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options

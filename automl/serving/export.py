@@ -25,7 +25,7 @@ import tensorflow as tf
 from automl.errors import ModelError, UsageError
 from automl.records import ModelInfo
 from automl.search.litert import make_interpreter
-from automl.serving.formats import build_two_outputs, convert_onnx, convert_tflite
+from automl.serving.formats import build_two_outputs, convert_onnx, convert_tflite, save_module
 from automl.serving.manifest import FAST_FILE, hash_file, read_info, write_info
 from automl.serving.parity import FILES, RUNNER, TOLERANCE, Parity, TestSet, check_parity
 
@@ -92,7 +92,7 @@ def export_saved_model(model: keras.Model, info: ModelInfo, folder: Path) -> Mod
         module = tf.Module()
         module.weights = [variable.value for variable in model.variables]
         signatures = {"serving_default": classify, "encoded": classify_encoded, "embed": embed}
-        tf.saved_model.save(module, str(temporary), signatures=signatures)
+        save_module(module, temporary, signatures)
         fast = convert_tflite(model, info)
         if measure_fast_difference(model, fast, info.image_size) <= TOLERANCE:
             (temporary / FAST_FILE).write_bytes(fast)

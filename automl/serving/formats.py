@@ -5,9 +5,11 @@ that says how to make them.
 """
 
 import contextlib
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -67,7 +69,7 @@ def flatten(model: keras.Model, info: ModelInfo, precision: str) -> bytes:
     with tempfile.TemporaryDirectory() as temporary:
         module = tf.Module()
         module.classify = freeze_model(model, info, batch=1)
-        tf.saved_model.save(module, temporary, signatures={"serving_default": module.classify})
+        save_module(module, Path(temporary), {"serving_default": module.classify})
         converter = tf.lite.TFLiteConverter.from_saved_model(temporary)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if precision != "float32":
@@ -76,6 +78,25 @@ def flatten(model: keras.Model, info: ModelInfo, precision: str) -> bytes:
             converter.target_spec.supported_types = [tf.float16]
         with quiet():
             return converter.convert()
+
+
+def save_module(
+    module: tf.Module,
+    folder: Path,
+    signatures: Mapping[str, tf.types.experimental.GenericFunction],
+) -> None:
+    """``tf.saved_model.save``, which leaves nothing in the folder for temporary files.
+
+    TensorFlow wraps each signature in a function that AutoGraph translates, whatever its context
+    says. It imports the translation from a temporary file and removes that at its end, but not
+    the bytecode that Python writes beside it.
+    """
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def correct_features(model: keras.Model, rounded: bytes, calibration: np.ndarray) -> keras.Model:
